@@ -1,0 +1,209 @@
+"""What is configured: one dataclass per Hydra group, checked by `validate` before anything is built.
+
+Names are Megatron's where Megatron has one. `None` is written `null` in YAML and on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MISSING = "???"  # OmegaConf's marker for "must be given"
+
+
+@dataclass
+class ModelConfig:
+    """hf_path: local folder or hub id with `config.json` (and weights where init=hf). init: hf | random.
+
+    The vocabulary is padded to a multiple of make_vocab_size_divisible_by × tensor_model_parallel_size.
+    recompute_granularity: null | selective | full (Megatron's fields of the same names).
+    """
+
+    hf_path: str = MISSING
+    init: str = "hf"
+    make_vocab_size_divisible_by: int = 128
+    recompute_granularity: str | None = None
+    recompute_method: str = "uniform"
+    recompute_num_layers: int = 1
+
+
+@dataclass
+class ParallelismConfig:
+    """Megatron-Core's parallel sizes. The data-parallel size is what remains of the world."""
+
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    expert_model_parallel_size: int = 1
+    expert_tensor_parallel_size: int | None = None
+    sequence_parallel: bool = False
+    distributed_timeout_minutes: int = 30
+
+
+@dataclass
+class PrecisionConfig:
+    """dtype: fp32 | bf16 | fp16. fp8: null | hybrid | e4m3, with fp8_recipe: delayed | tensorwise | blockwise | mxfp8."""
+
+    dtype: str = "bf16"
+    fp8: str | None = None
+    fp8_recipe: str = "blockwise"
+    initial_loss_scale: float = 65536.0
+
+
+@dataclass
+class ObjectiveConfig:
+    """Exactly one of eta (SPPO's step size) and tau (Kimi's temperature, τ = 1/η) is given.
+
+    reward: reward | win_rate. baseline: constant (½) | mean | loo_mean | log_partition | loo_log_partition.
+    loss_agg_mode: the seed's three names; sequence_weight gives them their clear names (none | length | max_length).
+    pairwise: null for the regression family, else a kind of `objective.pairwise_loss`.
+    target_clip: bound on |δ| in nats. importance_weight: null | sequence | token, truncated at importance_cap.
+    length_reward_weight: weight of Kimi's length reward, added to the reward.
+    """
+
+    eta: float | None = 1.0
+    tau: float | None = None
+    reward: str = "reward"
+    win_rate_estimator: str = "include_self"
+    baseline: str = "constant"
+    loss_agg_mode: str = "seq-mean-token-sum"
+    sequence_weight: str | None = None
+    loss_scale: str = "sppo"
+    pairwise: str | None = None
+    beta: float | None = None
+    target_clip: float | None = None
+    importance_weight: str | None = None
+    importance_cap: float = 2.0
+    length_reward_weight: float = 0.0
+
+
+@dataclass
+class RewardConfig:
+    """kind: exact_match | numeric | character_share | math_verify | function (then function = "module:name").
+
+    A reward that raises, or takes longer than timeout_s seconds, costs its own response `default` and an error record.
+    """
+
+    kind: str = "exact_match"
+    function: str | None = None
+    timeout_s: float = 10.0
+    default: float = 0.0
+    num_workers: int = 2
+
+
+@dataclass
+class RolloutConfig:
+    """engine: megatron | replay. path: the replay's file or folder. rescore: score replayed responses again.
+
+    batch_size: sequences generated at a time on one replica.
+    """
+
+    engine: str = "megatron"
+    path: str | None = None
+    rescore: bool = False
+    num_samples_per_prompt: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_response_length: int = 512
+    batch_size: int = 256
+    seed: int = 1234
+
+
+@dataclass
+class TrainConfig:
+    """minibatch_size: sequences of one optimizer step over all data-parallel ranks; null = the whole iteration.
+
+    micro_batch_size: sequences of one padded micro-batch. max_tokens_per_micro_batch: packs sequences (THD) under this
+    budget of tokens instead, over all context-parallel ranks together.
+    """
+
+    iterations: int = 100
+    prompts_per_iteration: int | None = 32
+    epochs_per_iteration: int = 1
+    minibatch_size: int | None = None
+    micro_batch_size: int = 1
+    max_tokens_per_micro_batch: int | None = None
+    shuffle: bool = True
+    seed: int = 1234
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam with decoupled weight decay (none on norms and biases). lr_decay_style: constant | linear | cosine | WSD-free.
+
+    lr_decay_steps: optimizer steps until min_lr, null = the whole run.
+    """
+
+    lr: float = 1e-6
+    min_lr: float = 0.0
+    lr_warmup_steps: int = 0
+    lr_decay_style: str = "constant"
+    lr_decay_steps: int | None = None
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0
+    use_distributed_optimizer: bool = True
+
+
+@dataclass
+class DataConfig:
+    """Prompts: JSONL, one object a line, with prompt_key (text, or messages when apply_chat_template) and answer_key."""
+
+    train_path: str | None = None
+    eval_path: str | None = None
+    prompt_key: str = "prompt"
+    answer_key: str = "answer"
+    apply_chat_template: bool = False
+    max_prompt_length: int | None = None
+
+
+@dataclass
+class EvalConfig:
+    """interval: iterations between evaluations, besides the one before and the one after; 0 = only those two.
+
+    temperature 0 is greedy decoding.
+    """
+
+    interval: int = 0
+    num_samples_per_prompt: int = 1
+    temperature: float = 0.0
+
+
+@dataclass
+class CheckpointConfig:
+    """save_interval: optimizer steps between checkpoints, null = only at the end. load: null | latest | a folder."""
+
+    save_interval: int | None = None
+    load: str | None = None
+    keep_last: int = 2
+    async_save: bool = False
+
+
+@dataclass
+class LoggerConfig:
+    progress: bool = True
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    wandb_name: str | None = None
+
+
+@dataclass
+class Config:
+    """Everything one run needs; what `configs/config.yaml` composes."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    output_dir: str = "outputs/run"

@@ -1,0 +1,56 @@
+"""What flows through the loop: prompts go in, groups of responses come out, scored groups are trained on.
+
+Everything here lives on the host. Token ids and log-probs are numpy arrays (int32 and float32), so that a million
+responses cost bytes per token and not Python objects per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """One prompt `x` with its ground truth `y*`.
+
+    index: position in the data set; seeds are derived from it, so a prompt's samples don't depend on the layout.
+    token_ids: int32 [prompt_length], what the model is fed (chat template already applied).
+    """
+
+    index: int
+    token_ids: np.ndarray
+    text: str | None = None
+    answer: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Response:
+    """One response `y`: every token counts, the end token included.
+
+    token_ids: int32 [response_length]. rollout_log_probs: float32 [response_length] in nats, what the engine sampled
+    from, or None where the engine did not record it. finish_reason: "stop" (an end token) or "length" (cut off).
+    reward: r(x, y, y*), None before scoring. correct: whether it is the right answer, None where that isn't defined.
+    error: why scoring failed, None where it did not.
+    """
+
+    token_ids: np.ndarray
+    text: str | None = None
+    rollout_log_probs: np.ndarray | None = None
+    finish_reason: str = "stop"
+    reward: float | None = None
+    correct: bool | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """The K responses to one prompt.
+
+    preference: float64 [K, K], entry (i, j) = P(response i beats response j), or None where rewards are scalar.
+    """
+
+    prompt: Prompt
+    responses: list[Response] = field(default_factory=list)
+    preference: np.ndarray | None = None
