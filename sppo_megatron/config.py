@@ -37,6 +37,8 @@ class ParallelismConfig:
     expert_model_parallel_size: int = 1
     expert_tensor_parallel_size: int | None = None
     sequence_parallel: bool = False
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
     distributed_timeout_minutes: int = 30
 
 
@@ -130,7 +132,7 @@ class TrainConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Adam with decoupled weight decay (none on norms and biases). lr_decay_style: constant | linear | cosine | WSD-free.
+    """Adam with decoupled weight decay (none on norms and biases). lr_decay_style: constant | linear | cosine.
 
     lr_decay_steps: optimizer steps until min_lr, null = the whole run.
     """

@@ -1,0 +1,106 @@
+"""The shape of a decoder-only model, read from its Hugging Face config and checked for what we can build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+SUPPORTED_FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A dense decoder with rotary positions, RMS norms and a gated SiLU MLP.
+
+    rotary_inv_freq: fp32 [head_dim / 2], the inverse frequencies after any rope scaling (radians per token).
+    """
+
+    family: str
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_epsilon: float
+    qkv_bias: bool
+    qk_norm: bool
+    tied_embeddings: bool
+    initializer_range: float
+    rotary_inv_freq: torch.Tensor
+
+    def padded_vocab_size(self, divisible_by: int, tensor_model_parallel_size: int) -> int:
+        """The vocabulary with padding columns, a multiple of divisible_by × tensor_model_parallel_size."""
+        multiple = divisible_by * tensor_model_parallel_size
+        return -(-self.vocab_size // multiple) * multiple
+
+
+def load_hf_config(hf_path: str) -> Any:
+    """The Hugging Face config at a local folder or hub id. Raises ValueError that says what to put there."""
+    try:
+        return AutoConfig.from_pretrained(hf_path)
+    except (OSError, ValueError) as error:
+        what = "has no readable config.json" if Path(hf_path).is_dir() else "is neither a local folder nor reachable"
+        raise ValueError(
+            f"model.hf_path={hf_path!r} {what}: give a folder in Hugging Face format or a hub id ({error})"
+        ) from error
+
+
+def read_architecture(hf_config: Any) -> Architecture:
+    """The architecture of a Hugging Face config.
+
+    Raises ValueError for a family or a feature that isn't supported, naming it and what is.
+    """
+    family = hf_config.model_type
+    if family not in SUPPORTED_FAMILIES:
+        raise ValueError(f"model family {family!r} is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}")
+    _refuse_unsupported_features(hf_config)
+    head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
+    return Architecture(
+        family=family,
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        ffn_hidden_size=hf_config.intermediate_size,
+        num_attention_heads=hf_config.num_attention_heads,
+        num_query_groups=hf_config.num_key_value_heads,
+        head_dim=head_dim,
+        vocab_size=hf_config.vocab_size,
+        max_position_embeddings=hf_config.max_position_embeddings,
+        norm_epsilon=hf_config.rms_norm_eps,
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tied_embeddings=bool(hf_config.tie_word_embeddings),
+        initializer_range=getattr(hf_config, "initializer_range", 0.02),
+        rotary_inv_freq=_rotary_inv_freq(hf_config, head_dim),
+    )
+
+
+def _refuse_unsupported_features(hf_config: Any) -> None:
+    refused = {
+        "attention_bias": bool(getattr(hf_config, "attention_bias", False)),
+        "mlp_bias": bool(getattr(hf_config, "mlp_bias", False)),
+        "sliding-window attention": "sliding_attention" in (getattr(hf_config, "layer_types", None) or ()),
+        f"hidden_act={hf_config.hidden_act!r} (only 'silu')": hf_config.hidden_act != "silu",
+    }
+    found = [name for name, present in refused.items() if present]
+    if found:
+        raise ValueError(f"the {hf_config.model_type} config uses {', '.join(found)}, which is not supported")
+
+
+def _rotary_inv_freq(hf_config: Any, head_dim: int) -> torch.Tensor:
+    parameters = hf_config.rope_parameters
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return 1.0 / (parameters["rope_theta"] ** exponents)
+    if kind not in ("linear", "llama3"):
+        raise ValueError(f"rope_type {kind!r} is not supported; supported are default, linear and llama3")
+    inv_freq, _ = ROPE_INIT_FUNCTIONS[kind](hf_config, torch.device("cpu"))
+    return inv_freq.float()

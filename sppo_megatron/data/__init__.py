@@ -1,0 +1,1 @@
+"""Data: prompts, rollout files and the batches made of them."""

@@ -1,0 +1,61 @@
+"""The objective as pure tensor maths: torch in, torch out, no process groups and no configuration."""
+
+from sppo_megatron.objective.baseline import BASELINES, group_baseline
+from sppo_megatron.objective.diagnostics import (
+    degenerate_group_sums,
+    finalize_diagnostics,
+    regression_diagnostics,
+    token_diagnostics,
+)
+from sppo_megatron.objective.importance import (
+    mean_token_weight,
+    rollout_importance_weights,
+    truncated_importance_weight,
+)
+from sppo_megatron.objective.length_reward import length_reward
+from sppo_megatron.objective.pairwise import PAIRWISE_KINDS, best_and_worst, pairwise_loss
+from sppo_megatron.objective.reduction import LOSS_AGG_MODES, SEQUENCE_WEIGHTS, LossSums, sequence_weights
+from sppo_megatron.objective.regression import (
+    compute_sppo_loss,
+    regression_target,
+    resolve_eta,
+    sequence_log_ratio,
+    sppo_loss,
+)
+from sppo_megatron.objective.win_rate import (
+    ESTIMATORS,
+    check_preference,
+    check_win_rates,
+    preference_from_scores,
+    win_rates,
+)
+
+__all__ = [
+    "BASELINES",
+    "ESTIMATORS",
+    "LOSS_AGG_MODES",
+    "PAIRWISE_KINDS",
+    "SEQUENCE_WEIGHTS",
+    "LossSums",
+    "best_and_worst",
+    "check_preference",
+    "check_win_rates",
+    "compute_sppo_loss",
+    "degenerate_group_sums",
+    "finalize_diagnostics",
+    "group_baseline",
+    "length_reward",
+    "mean_token_weight",
+    "pairwise_loss",
+    "preference_from_scores",
+    "regression_diagnostics",
+    "regression_target",
+    "resolve_eta",
+    "rollout_importance_weights",
+    "sequence_log_ratio",
+    "sequence_weights",
+    "sppo_loss",
+    "token_diagnostics",
+    "truncated_importance_weight",
+    "win_rates",
+]

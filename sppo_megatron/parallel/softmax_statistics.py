@@ -1,0 +1,135 @@
+"""The softmax over a vocabulary seen tile by tile and shard by shard: its statistics, and the gradient of its logits.
+
+Per token, with logits z (already divided by the temperature), two or three sums are enough (online softmax,
+Milakov & Gimelshein 2018, arXiv 1805.02867):
+
+    max        m = max_j z_j
+    sum_exp    S = sum_j exp(z_j - m)
+    target     z_t, held by exactly one shard, 0 elsewhere
+    weighted   U = sum_j exp(z_j - m) (z_j - m), only for the entropy
+
+    log p_t = (z_t - m) - log S        entropy = log S - U / S        (nats)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .vocab_shard import VocabShard
+
+# exp() of anything below is 0 in float32 and float64; clamped there, so that 0 * log 0 is 0 and not NaN.
+_LOG_ZERO = -1e4
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32, or float64 where an input is float64."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+class SoftmaxStatistics:
+    """Statistics of `targets` [N] over the columns seen so far, packed as [3 or 4, N] for one collective.
+
+    An empty shard keeps max = the lowest finite number (not -inf, which would give 0 * inf) and sums of 0.
+    """
+
+    def __init__(self, targets: Tensor, shard: VocabShard, dtype: torch.dtype, with_entropy: bool) -> None:
+        self.targets, self.shard, self.with_entropy = targets, shard, with_entropy
+        self.packed = torch.zeros(4 if with_entropy else 3, targets.numel(), dtype=dtype, device=targets.device)
+        self.packed[0] = torch.finfo(dtype).min
+
+    def update(self, tile: Tensor, token: int, column: int, scratch: Tensor | None) -> None:
+        """Adds the logits `tile` [n, v] of tokens [token, token + n) and local columns [column, column + v).
+
+        Overwrites `tile`; `scratch` of the same shape is needed (and overwritten) with the entropy only.
+        """
+        rows, columns = tile.shape
+        tokens = slice(token, token + rows)
+        largest, sum_exp, target = self.packed[0, tokens], self.packed[1, tokens], self.packed[2, tokens]
+        index, inside = self.shard.locate(self.targets[tokens], column, columns)
+        target += tile.gather(1, index).where(inside, 0).squeeze(1)
+
+        new_largest = torch.maximum(largest, tile.amax(1))
+        shift = largest - new_largest
+        decay = shift.exp()
+        tile -= new_largest.unsqueeze(1)
+        if scratch is None:
+            exp = tile.exp_()
+        else:
+            exp = torch.exp(tile.clamp_(min=_LOG_ZERO), out=scratch)
+            weighted = self.packed[3, tokens]
+            weighted += shift * sum_exp  # before sum_exp moves on
+            weighted.mul_(decay).add_(tile.mul_(exp).sum(1))
+        sum_exp.mul_(decay).add_(exp.sum(1))
+        largest.copy_(new_largest)
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(log_probs, log_sum_exp, entropy or None), each [N], the same bits on every rank of the group.
+
+        One all-gather for all tokens and statistics, in every rank of the group; none where there are no tokens.
+        A target outside the vocabulary, which raises on CPU, gets a NaN log-prob on other devices.
+        """
+        group, shards = self.shard.group, self.packed.unsqueeze(0)
+        if group is not None and self.targets.numel() > 0:
+            tp_size, (count, tokens) = dist.get_world_size(group), self.packed.shape
+            gathered = self.packed.new_empty(tp_size * count, tokens)
+            dist.all_gather_into_tensor(gathered, self.packed, group=group)
+            shards = gathered.view(tp_size, count, tokens)
+
+        largest = shards[:, 0].amax(0)
+        shift = shards[:, 0] - largest
+        decay = shift.exp()
+        sum_exp = (shards[:, 1] * decay).sum(0)
+        log_sum = sum_exp.log()
+        log_probs = (shards[:, 2].sum(0) - largest) - log_sum
+        if self.targets.device.type != "cpu":
+            outside = (self.targets < 0) | (self.targets >= self.shard.vocab_size)
+            log_probs.masked_fill_(outside, float("nan"))
+        entropy = None
+        if self.with_entropy:
+            entropy = log_sum - ((shards[:, 3] + shift * shards[:, 1]) * decay).sum(0) / sum_exp
+        return log_probs, largest + log_sum, entropy
+
+
+@dataclass(frozen=True)
+class LogitGradient:
+    """The gradient of the loss with respect to the logits z, as `-row_i * tile_ij`.
+
+    With g, h = the upstream gradients of the log-prob and the entropy E of one token, and p = softmax(z):
+
+        dL/dz_j = g (1[j = t] - p_j) - h p_j (log p_j + E)
+
+    Without h, tile = p - 1[j = t] and row = g: the coefficient costs no pass over the tile, it can go onto rows of
+    whatever the tile is multiplied with. With h, row is 1 and the tile holds everything. All tensors are [N].
+    """
+
+    log_sum_exp: Tensor
+    log_prob_grad: Tensor
+    entropy: Tensor | None = None
+    entropy_grad: Tensor | None = None
+
+    @property
+    def row(self) -> Tensor:
+        return self.log_prob_grad if self.entropy_grad is None else torch.ones_like(self.log_prob_grad)
+
+    def write_(self, tile: Tensor, token: int, index: Tensor, inside: Tensor, scratch: Tensor | None) -> None:
+        """Turns the logits `tile` [n, v] of tokens [token, token + n) into the tile of the formula, in place.
+
+        index, inside: where their targets are, as `VocabShard.locate` gives it. scratch: needed with entropy_grad.
+        """
+        tokens = slice(token, token + tile.shape[0])
+        tile -= self.log_sum_exp[tokens].unsqueeze(1)
+        one_hot = inside.to(tile.dtype)
+        if self.entropy_grad is None:
+            tile.exp_()
+        else:
+            assert self.entropy is not None and scratch is not None
+            upstream, entropy_grad = self.log_prob_grad[tokens], self.entropy_grad[tokens]
+            prob = torch.exp(tile.clamp_(min=_LOG_ZERO), out=scratch)
+            tile.add_(self.entropy[tokens].unsqueeze(1)).mul_(entropy_grad.unsqueeze(1))
+            tile.add_(upstream.unsqueeze(1)).mul_(prob)
+            one_hot = one_hot * upstream.unsqueeze(1)
+        tile.scatter_add_(1, index, -one_hot)

@@ -1,0 +1,66 @@
+"""Places of Megatron-Core's checkpointing that assume CUDA tensors or a fused Adam, mended for CPU.
+
+Each mend says what goes wrong without it; `tests/distributed` fails when one is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+
+def apply() -> None:
+    """Installs every mend."""
+    FileSystemWriterAsync.preload_tensors = staticmethod(_snapshot_tensors)
+    _initialize_state_before_load()
+    _own_step_per_parameter()
+
+
+def _snapshot_tensors(write_buckets: list, non_blocking: bool = True) -> list:
+    """`.to("cpu")` of a CPU tensor is the tensor itself: an asynchronous save would write weights of a later step."""
+    return [
+        (file, key, (data, [(item, tensor.detach().clone()) for item, tensor in tensors]))
+        for file, key, (data, tensors) in write_buckets
+    ]
+
+
+def _initialize_state_before_load() -> None:
+    """torch's AdamW makes its state in the first step, and loading asks for its shapes before that."""
+    original = DistributedOptimizer.sharded_state_dict
+
+    def sharded_state_dict(self, model_sharded_state_dict: Any, is_loading: bool = False, *args: Any, **kwargs: Any):
+        if is_loading and not self.optimizer.state:
+            learning_rates = [group["lr"] for group in self.optimizer.param_groups]
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.0
+            self._init_optimizer_states_with_dummy_values()
+            for group, lr in zip(self.optimizer.param_groups, learning_rates, strict=True):
+                group["lr"] = lr
+        return original(self, model_sharded_state_dict, is_loading, *args, **kwargs)
+
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict
+
+
+def _own_step_per_parameter() -> None:
+    """Loading shares one `step` tensor among all parameters; torch's AdamW would advance it once per parameter."""
+    original = DistributedOptimizer.load_state_dict
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def load_state_dict(self, state_dict: Any):
+        result = original(self, state_dict)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+        return result
+
+    @torch.no_grad()  # in fp32 the main parameter is the leaf itself
+    def set_main_param_and_optimizer_states(self, model_param: torch.nn.Parameter, tensors: dict[str, Any]):
+        group, order = self.model_param_group_index_map[model_param]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        return set_states(self, model_param, {"step": state["step"], **tensors} if "step" in state else tensors)
+
+    DistributedOptimizer.load_state_dict = load_state_dict
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states

@@ -1,0 +1,157 @@
+"""What Megatron's schedules call for each micro-batch: hidden states -> log-probs of response tokens -> loss.
+
+The last pipeline stage never makes logits: the hidden states of the tokens that predict a response go straight into the
+linear log-prob over vocabulary shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from torch import Tensor, nn
+
+from sppo_megatron.data.batching import MicroBatch
+from sppo_megatron.objective import regression_diagnostics, token_diagnostics
+from sppo_megatron.objective.reduction import LossSums
+from sppo_megatron.parallel import sequence_sum, vocab_parallel_linear_log_probs
+
+# (log_ratio [S] nats, micro-batch) -> sums over its valid units
+Loss = Callable[[Tensor, MicroBatch], LossSums]
+
+
+@dataclass(frozen=True)
+class LogProbHead:
+    """The LM head as GPTModel's `output_processor`: log-probs of response tokens instead of logits.
+
+    vocab_size: the true size; columns beyond it get no probability. temperature: divides the logits, as in sampling.
+    """
+
+    groups: ProcessGroupCollection
+    vocab_size: int
+    temperature: float
+    sequence_parallel: bool
+    with_entropy: bool = False
+
+    def __call__(
+        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, context: MicroBatch, **_
+    ) -> Tensor:
+        """hidden_states [s, b, h] -> [n] fp32 nats, or [2, n] with the entropy below the log-probs."""
+        if self.sequence_parallel:
+            # The gradient that comes back is complete on every rank: it is cut, not summed again.
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False, group=self.groups.tp
+            )
+        hidden = hidden_states.flatten(0, 1).index_select(0, context.rows)
+        result = vocab_parallel_linear_log_probs(
+            hidden,
+            output_layer.weight if output_weight is None else output_weight,
+            context.labels,
+            tp_group=self.groups.tp if self.groups.tp.size() > 1 else None,
+            vocab_size=self.vocab_size,
+            temperature=self.temperature,
+            with_entropy=self.with_entropy,
+        )
+        return torch.stack(result) if self.with_entropy else result
+
+
+@dataclass
+class ForwardStep:
+    """Megatron's `forward_step_func`. `finish` is called with the model's output and the micro-batch (last stage)."""
+
+    head: LogProbHead
+    device: torch.device
+    finish: Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
+
+    def __call__(self, micro_batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
+        batch = next(micro_batches).to(self.device)
+        output = model(
+            batch.tokens,
+            batch.position_ids,
+            None,
+            packed_seq_params=_packed_seq_params(batch),
+            output_processor=self.head,
+            output_processor_context=batch,
+        )
+        return output, partial(self.finish, batch)
+
+
+def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:
+    if batch.cu_seqlens is None:
+        return None
+    # max_seqlen is the longest segment. Were it the total, Megatron would not restart the rotary positions.
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        cu_seqlens_q_padded=batch.cu_seqlens,
+        cu_seqlens_kv_padded=batch.cu_seqlens,
+        max_seqlen_q=batch.max_seqlen,
+        max_seqlen_kv=batch.max_seqlen,
+    )
+
+
+@dataclass
+class TrainingLoss:
+    """The `finish` of a training step.
+
+    The returned scalar is (local sum / global count of valid units) · num_microbatches · data-parallel size: Megatron's
+    schedule multiplies it by cp and divides by num_microbatches, its gradient reduction averages over dp · cp. What
+    remains is the gradient of the global mean, each context-parallel rank adding that of its own tokens.
+    """
+
+    loss: Loss
+    groups: ProcessGroupCollection
+    global_count: int
+    num_microbatches: int
+    tau: float
+    with_rollout_log_probs: bool
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, batch: MicroBatch, log_probs: Tensor) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        log_ratio = sequence_sum(
+            log_probs - batch.old_log_probs, batch.sequence_ids, len(batch.lengths), cp_group=self.groups.cp
+        )
+        sums = self.loss(log_ratio, batch)
+        scaled = sums.loss_sum / max(1, self.global_count) * (self.num_microbatches * self.groups.dp.size())
+        return scaled, self._diagnostics(batch, log_probs, log_ratio, sums)
+
+    def _diagnostics(
+        self, batch: MicroBatch, log_probs: Tensor, log_ratio: Tensor, loss: LossSums
+    ) -> dict[str, dict[str, Tensor]]:
+        rollout = batch.rollout_log_probs if self.with_rollout_log_probs else None
+        if self.with_rollout_log_probs and rollout is None:  # an empty micro-batch still has every key
+            rollout = torch.zeros_like(batch.old_log_probs)
+        rollout_ratio = batch.rollout_log_ratio if batch.rollout_log_ratio is not None else torch.zeros_like(log_ratio)
+        sequence, sequence_maxima = regression_diagnostics(
+            log_ratio,
+            batch.target,
+            batch.lengths,
+            tau=self.tau,
+            rewards=batch.reward,
+            win_rate=batch.win_rate,
+            truncated=batch.truncated,
+            importance_weight=batch.importance_weight,
+            rollout_log_ratio=rollout_ratio.to(log_ratio.device) if self.with_rollout_log_probs else None,
+        )
+        token, token_maxima = token_diagnostics(
+            log_probs,
+            batch.old_log_probs,
+            torch.ones_like(batch.labels, dtype=torch.bool),
+            rollout_log_probs=rollout,
+        )
+        sequence |= {"loss_sum": loss.loss_sum.detach(), "loss_count": loss.weight_sum, **loss.metrics}
+        return {"sequence": sequence, "token": token, "maxima": sequence_maxima | token_maxima}
+
+
+def collect_log_probs(batch: MicroBatch, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The `finish` of a forward-only pass: where each value belongs, and the values."""
+    samples = batch.sample_indices[batch.sequence_ids]
+    record = {"samples": samples, "positions": batch.response_positions, "values": output.detach()}
+    return output.new_zeros(()), record

@@ -1,0 +1,66 @@
+"""Process groups, seeds and the device: what must stand before a model is built."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from sppo_megatron.config import ParallelismConfig
+
+
+def local_device() -> torch.device:
+    """This rank's GPU, or the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def initialize_distributed(timeout_minutes: int) -> None:
+    """Joins the job's default process group: NCCL on GPUs, gloo on CPU. Without torchrun the world is one process."""
+    if dist.is_initialized():
+        return
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        store = dist.HashStore()
+        dist.init_process_group(_backend(), rank=0, world_size=1, store=store)
+        return
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(_backend(), timeout=timedelta(minutes=timeout_minutes))
+
+
+def _backend() -> str:
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def initialize_model_parallel(parallelism: ParallelismConfig, seed: int) -> ProcessGroupCollection:
+    """Builds Megatron's process groups and seeds its random states. The groups are what everything else is handed.
+
+    Groups of an earlier call in this process are destroyed first.
+    """
+    destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallelism.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallelism.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=parallelism.virtual_pipeline_model_parallel_size,
+        context_parallel_size=parallelism.context_parallel_size,
+        expert_model_parallel_size=parallelism.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallelism.expert_tensor_parallel_size,
+        distributed_timeout_minutes=parallelism.distributed_timeout_minutes,
+    )
+    torch.manual_seed(seed)
+    model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+    return ProcessGroupCollection.use_mpu_process_groups()
+
+
+def destroy_model_parallel() -> None:
+    """Drops Megatron's process groups, so that another layout can be built in the same process."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()

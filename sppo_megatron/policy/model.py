@@ -1,0 +1,154 @@
+"""An architecture becomes Megatron-Core's GPTModel chunks, loaded, wrapped for data parallelism."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from sppo_megatron.config import Config, ModelConfig, ParallelismConfig, PrecisionConfig
+from sppo_megatron.conversion.architecture import Architecture
+from sppo_megatron.policy.layer_spec import decoder_spec, has_transformer_engine
+from sppo_megatron.policy.precision import transformer_fields
+
+_FUSED_KERNELS = {  # what needs Transformer Engine or apex
+    "masked_softmax_fusion": False,
+    "persist_layer_norm": False,
+    "bias_dropout_fusion": False,
+    "apply_rope_fusion": False,
+}
+
+
+def transformer_config(
+    architecture: Architecture, model: ModelConfig, parallelism: ParallelismConfig, precision: PrecisionConfig
+) -> TransformerConfig:
+    """Megatron's configuration of this model in this layout. Dropout is off: π_θ must be a function."""
+    a, p = architecture, parallelism
+    interleaved = p.virtual_pipeline_model_parallel_size is not None
+    fields: dict[str, Any] = {
+        "num_layers": a.num_layers,
+        "hidden_size": a.hidden_size,
+        "ffn_hidden_size": a.ffn_hidden_size,
+        "num_attention_heads": a.num_attention_heads,
+        "num_query_groups": a.num_query_groups,
+        "kv_channels": a.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": a.norm_epsilon,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "bias_activation_fusion": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": a.qkv_bias,
+        "qk_layernorm": a.qk_norm,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "gradient_accumulation_fusion": False,
+        "tensor_model_parallel_size": p.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": p.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": p.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": p.context_parallel_size,
+        "sequence_parallel": p.sequence_parallel,
+        # gloo's batched point-to-point calls are silently wrong under the interleaved schedule
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "recompute_granularity": model.recompute_granularity,
+    }
+    if model.recompute_granularity == "full":
+        fields |= {"recompute_method": model.recompute_method, "recompute_num_layers": model.recompute_num_layers}
+    if not has_transformer_engine():
+        fields |= _FUSED_KERNELS
+    return TransformerConfig(**fields, **transformer_fields(precision))
+
+
+def build_chunks(
+    architecture: Architecture,
+    config: TransformerConfig,
+    padded_vocab_size: int,
+    groups: ProcessGroupCollection,
+) -> list[nn.Module]:
+    """This pipeline stage's model chunks, one per virtual stage, with uninitialized weights."""
+    virtual = config.virtual_pipeline_model_parallel_size
+    rank, size = groups.pp.rank(), groups.pp.size()
+    chunks: list[nn.Module] = []
+    for stage in range(virtual or 1):
+        vp_stage = stage if virtual else None
+        with _quiet_deprecation():
+            chunk = GPTModel(
+                config,
+                decoder_spec(config, vp_stage, rank),
+                vocab_size=padded_vocab_size,
+                max_sequence_length=architecture.max_position_embeddings,
+                pre_process=rank == 0 and stage == 0,
+                post_process=rank == size - 1 and stage == (virtual or 1) - 1,
+                share_embeddings_and_output_weights=architecture.tied_embeddings,
+                position_embedding_type="rope",
+                pg_collection=groups,
+                vp_stage=vp_stage,
+            )
+        chunk.rotary_pos_emb.inv_freq = architecture.rotary_inv_freq.to(chunk.rotary_pos_emb.inv_freq.device)
+        if torch.cuda.is_available():
+            chunk.cuda(torch.cuda.current_device())
+        chunks.append(Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk)
+    return chunks
+
+
+def wrap_data_parallel(
+    chunks: list[nn.Module], config: TransformerConfig, run: Config, groups: ProcessGroupCollection
+) -> list[nn.Module]:
+    """The chunks with contiguous fp32 gradient buffers, reduced over the data- and context-parallel ranks."""
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=run.optimizer.use_distributed_optimizer,
+        overlap_grad_reduce=run.parallelism.overlap_grad_reduce,
+        overlap_param_gather=run.parallelism.overlap_param_gather,
+        grad_reduce_in_fp32=True,
+    )
+    return [
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups)
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def unwrap(chunk: nn.Module) -> GPTModel:
+    """The GPTModel inside its wrappers."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """This rank's parameters by their global names: layers are numbered over the whole model, from 0.
+
+    A tied output layer on the last pipeline stage is a copy of the embedding that lives on the first; it is named too.
+    """
+    for chunk in chunks:
+        model = unwrap(chunk)
+        for name, parameter in model.named_parameters():
+            parts = name.split(".")
+            if parts[:2] == ["decoder", "layers"]:
+                parts[2] = str(model.decoder.layers[int(parts[2])].layer_number - 1)
+            yield ".".join(parts), parameter
+
+
+@contextlib.contextmanager
+def _quiet_deprecation() -> Iterator[None]:
+    """GPTModel announces HybridModel as its successor at every construction; once in our changelog is enough."""
+    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,228 @@
+"""The policy that the trainer sees: log-probs of samples, one optimizer step, weights out. Megatron stays in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
+
+from sppo_megatron.config import Config
+from sppo_megatron.conversion.architecture import Architecture
+from sppo_megatron.conversion.export import stream_hf_tensors
+from sppo_megatron.conversion.hf_checkpoint import HFTensors
+from sppo_megatron.conversion.load import load_parameters
+from sppo_megatron.conversion.mapping import parameter_layouts
+from sppo_megatron.data.batching import (
+    Layout,
+    MicroBatch,
+    Sample,
+    Unit,
+    collate,
+    micro_batch_shape,
+    plan_micro_batches,
+)
+from sppo_megatron.objective import finalize_diagnostics, resolve_eta
+from sppo_megatron.parallel import reduce_max, reduce_sums
+from sppo_megatron.policy.forward_step import ForwardStep, LogProbHead, TrainingLoss, collect_log_probs
+from sppo_megatron.policy.initialize import local_device
+from sppo_megatron.policy.loss import build_loss
+from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config, wrap_data_parallel
+from sppo_megatron.policy.optimizer import build_optimizer, build_scheduler
+
+
+class Policy:
+    """π_θ in its parallel layout, with its optimizer. Every method is collective: all ranks call it together."""
+
+    def __init__(
+        self,
+        run: Config,
+        architecture: Architecture,
+        tensors: HFTensors,
+        groups: ProcessGroupCollection,
+        total_steps: int,
+    ):
+        """Builds the model, loads `tensors` into it and wraps it. total_steps: optimizer steps of the whole run."""
+        self.groups = groups
+        self.device = local_device()
+        self.architecture = architecture
+        self.padded_vocab_size = architecture.padded_vocab_size(
+            run.model.make_vocab_size_divisible_by, groups.tp.size()
+        )
+        self.parameter_layouts = parameter_layouts(architecture, self.padded_vocab_size)
+        self.config = transformer_config(architecture, run.model, run.parallelism, run.precision)
+        chunks = build_chunks(architecture, self.config, self.padded_vocab_size, groups)
+        load_parameters(
+            named_parameters(chunks),
+            self.parameter_layouts,
+            tensors,
+            tp_rank=groups.tp.rank(),
+            tp_size=groups.tp.size(),
+        )
+        self.chunks = wrap_data_parallel(chunks, self.config, run, groups)
+        self.optimizer = build_optimizer(self.chunks, run, groups)
+        self.scheduler = build_scheduler(self.optimizer, run, total_steps)
+        self._connect_schedule(run)
+        self._loss = build_loss(run.objective)
+        self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
+        self._temperature = run.rollout.temperature
+        self._layout = Layout(
+            micro_batch_size=run.train.micro_batch_size,
+            max_tokens=run.train.max_tokens_per_micro_batch,
+            cp_size=groups.cp.size(),
+            cp_rank=groups.cp.rank(),
+            sequence_parallel_size=groups.tp.size() if run.parallelism.sequence_parallel else 1,
+        )
+
+    def _connect_schedule(self, run: Config) -> None:
+        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.grad_scale_func = self.optimizer.scale_loss
+        if run.parallelism.overlap_grad_reduce:
+            functions = [chunk.no_sync for chunk in self.chunks]
+            self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.groups.pp.rank() == self.groups.pp.size() - 1
+
+    # ---------------------------------------------------------------- log-probs
+
+    def compute_log_probs(self, samples: Sequence[Sample]) -> tuple[list[np.ndarray], float]:
+        """log π_θ of each sample's response under the current weights, and the mean entropy per response token.
+
+        Returns (log-probs: float32 [response_length] nats for each sample, entropy in nats), the same on every rank.
+        Samples are told apart by their `index`.
+        """
+        offset_of = dict(
+            zip(
+                [sample.index for sample in samples],
+                np.cumsum([0, *(len(sample.response_token_ids) for sample in samples)]),
+                strict=False,
+            )
+        )
+        total = sum(len(sample.response_token_ids) for sample in samples)
+        values = torch.zeros(2, total, device=self.device)
+        for chunk in self.chunks:
+            chunk.eval()
+        records = self._run_schedule(
+            [(sample,) for sample in samples],
+            lambda num_microbatches: collect_log_probs,
+            forward_only=True,
+            with_entropy=True,
+        )
+        for chunk in self.chunks:
+            chunk.train()
+        if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
+            for record in records:
+                starts = torch.tensor([offset_of[int(i)] for i in record["samples"]], device=self.device)
+                values[:, starts.long() + record["positions"]] = record["values"]
+        dist.all_reduce(values)  # each token is nonzero on one rank: sums are copies
+        log_probs, entropy = values.cpu().numpy()
+        bounds = [(offset_of[sample.index], len(sample.response_token_ids)) for sample in samples]
+        return [log_probs[start : start + n].copy() for start, n in bounds], float(entropy.sum() / max(1, total))
+
+    # ---------------------------------------------------------------- training
+
+    def train_step(self, units: Sequence[Unit]) -> dict[str, float]:
+        """One optimizer step on one mini-batch, given whole on every rank; returns its metrics, the same on every rank.
+
+        Raises RuntimeError where the loss or the gradient norm isn't finite.
+        """
+        for chunk in self.chunks:
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        count = sum(all(sample.is_valid for sample in unit) for unit in units)
+        with_rollout = all(sample.rollout_log_probs is not None for unit in units for sample in unit)
+
+        def finish(num_microbatches: int) -> TrainingLoss:
+            return TrainingLoss(self._loss, self.groups, count, num_microbatches, self._tau, with_rollout)
+
+        records = self._run_schedule(units, finish, forward_only=False, with_entropy=False)
+        lr = self.optimizer.param_groups[0]["lr"]
+        updated, grad_norm, _ = self.optimizer.step()
+        if updated:
+            self.scheduler.step(increment=1)
+        metrics = self._reduce_metrics(records)
+        metrics |= {"grad_norm": float(grad_norm or 0.0), "lr": float(lr), "skipped": float(not updated)}
+        if updated and not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            raise RuntimeError(
+                f"loss {metrics['loss']} and gradient norm {metrics['grad_norm']} must be finite: "
+                "lower optimizer.lr or objective.eta, or continue from the last checkpoint with checkpoint.load=latest"
+            )
+        return metrics
+
+    def _run_schedule(
+        self, units: Sequence[Unit], finish_for: Any, *, forward_only: bool, with_entropy: bool
+    ) -> list[Any]:
+        """Megatron's schedule over this data-parallel rank's share; what `finish` returned (last stage, else [])."""
+        pp_size = self.groups.pp.size()
+        interleaved = len(self.chunks) > 1
+        plan = plan_micro_batches(
+            units, self._layout, self.groups.dp.size(), multiple_of=pp_size if interleaved else 1
+        )[self.groups.dp.rank()]
+        shapes = [micro_batch_shape(share, self._layout) for share in plan]
+        if pp_size > 1:  # stages exchange tensors of one shape
+            shapes = [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(plan)
+        micro_batches = [collate(share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True)]
+        head = LogProbHead(
+            self.groups,
+            self.architecture.vocab_size,
+            self._temperature,
+            self.config.sequence_parallel,
+            with_entropy,
+        )
+        step = ForwardStep(head, self.device, finish_for(len(plan)))
+        iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in self.chunks]
+        with torch.set_grad_enabled(not forward_only):
+            return get_forward_backward_func()(
+                forward_step_func=step,
+                data_iterator=iterators if interleaved else iterators[0],
+                model=self.chunks if interleaved else self.chunks[0],
+                num_microbatches=len(plan),
+                seq_length=shapes[0][1],
+                micro_batch_size=shapes[0][0],
+                forward_only=forward_only,
+            )
+
+    def _reduce_metrics(self, records: list[dict[str, dict[str, Tensor]]]) -> dict[str, float]:
+        """Global sums over micro-batches, data- and context-parallel ranks; then the last stage tells the others."""
+        metrics: dict[str, float] = {}
+        if self.is_last_stage:
+            sums = _add([record["token"] for record in records])
+            sequence = _add([record["sequence"] for record in records])
+            # Sequences are complete on every context-parallel rank: the first one counts them. Tokens are not.
+            own = self.groups.cp.rank() == 0
+            sums |= {name: value if own else torch.zeros_like(value) for name, value in sequence.items()}
+            maxima = {
+                name: torch.stack([record["maxima"][name].double() for record in records]).max()
+                for name in records[0]["maxima"]
+            }
+            totals = reduce_sums(sums, self.groups.dp_cp)
+            metrics = finalize_diagnostics(totals, reduce_max(maxima, self.groups.dp_cp))
+            metrics["loss"] = totals["loss_sum"] / max(1.0, totals["loss_count"])
+        shared = [metrics]
+        dist.broadcast_object_list(shared, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
+        return shared[0]
+
+    # ---------------------------------------------------------------- weights
+
+    def export_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors by Hugging Face names, streamed, the same on every rank; every rank iterates to the end."""
+        return stream_hf_tensors(
+            dict(named_parameters(self.chunks)),
+            self.parameter_layouts,
+            tp_group=self.groups.tp,
+            pp_group=self.groups.pp,
+            device=self.device,
+        )
+
+
+def _add(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([record[name].double() for record in records]).sum() for name in records[0]}

@@ -1,0 +1,117 @@
+"""Core attention in plain torch: grouped queries, packed (THD) sequences, context parallelism, a key-value cache.
+
+Stands in for Transformer Engine's attention where that isn't installed, with the same layouts: under context
+parallelism every segment is cut into 2·cp chunks and rank r holds chunks r and 2·cp−1−r. Keys and values are gathered
+over the context-parallel group, so a rank attends from its own queries to the whole sequence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from sppo_megatron.parallel import zigzag_indices
+
+
+class _GatherSequence(torch.autograd.Function):
+    """[s, ...] on each rank -> [cp·s, ...] in rank order; the gradient is summed over the ranks and cut again."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        gathered = x.new_empty((group.size() * x.shape[0], *x.shape[1:]))
+        dist.all_gather_into_tensor(gathered, x.contiguous(), group=group)
+        return gathered
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.contiguous()
+        dist.all_reduce(grad, group=ctx.group)
+        return grad.chunk(ctx.group.size(), 0)[ctx.group.rank()], None
+
+
+class TorchAttention(MegatronModule):
+    """softmax(q kᵀ / √d) v by `scaled_dot_product_attention`.
+
+    query [sq, b, heads/tp, d], key and value [sk, b, groups/tp, d] (without b where packed) -> [sq, b, heads/tp · d].
+    `cp_group` is the group that keys and values are gathered over; None switches context parallelism off (generation).
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ):
+        super().__init__(config=config)
+        assert pg_collection is not None
+        self.attn_mask_type = attn_mask_type
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        self.cp_group: dist.ProcessGroup | None = pg_collection.cp if config.context_parallel_size > 1 else None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """attention_mask is not read: causality follows from attn_mask_type and the positions."""
+        if packed_seq_params is not None:
+            query, key, value = (t.unsqueeze(1) for t in (query, key, value))
+            boundaries = packed_seq_params.cu_seqlens_q
+            lengths = boundaries.diff().tolist()
+        else:
+            lengths = [query.shape[0] * (1 if self.cp_group is None else self.cp_group.size())]
+        causal = "causal" in (attn_mask_type or self.attn_mask_type).name
+        if self.cp_group is not None:
+            out = self._attend_over_context(query, key, value, lengths)
+        elif len(lengths) > 1:
+            segments = (t.split(lengths) for t in (query, key, value))
+            out = torch.cat([self._attend(q, k, v, causal) for q, k, v in zip(*segments, strict=True)])
+        else:
+            out = self._attend(query, key, value, causal)
+        return out.flatten(2)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return out.permute(2, 0, 1, 3)
+
+    def _attend_over_context(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+        group = self.cp_group
+        assert group is not None
+        size, rank = group.size(), group.rank()
+        k, v = _GatherSequence.apply(k, group), _GatherSequence.apply(v, group)
+        held = torch.cat([zigzag_indices(lengths, size, r) for r in range(size)]).to(q.device)
+        in_order = torch.argsort(held)  # undoes the zigzag: keys and values in the order of the sequence
+        k, v = k[in_order], v[in_order]
+        position = zigzag_indices(lengths, size, rank).to(q.device)
+        out, start, local_start = [], 0, 0
+        for length in lengths:
+            local = slice(local_start, local_start + length // size)
+            keys = torch.arange(start, start + length, device=q.device)
+            mask = keys[None, :] <= position[local, None]
+            segment = slice(start, start + length)
+            out.append(self._attend(q[local], k[segment], v[segment], causal=False, mask=mask))
+            start, local_start = segment.stop, local.stop
+        return torch.cat(out)

@@ -1,0 +1,104 @@
+"""A user's own reward function, named by "module:name"."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sppo_megatron.reward.verifiers import Score
+
+
+def load_function(path: str) -> Callable[..., Any]:
+    """Imports "package.module:name" (or "module:Class.method"); the current directory counts, as under `python -m`.
+
+    The function is called as f(prompt, response, answer), with text (answer: text or None). It returns a number, a
+    bool, (number, bool or None), or an object with .reward and, optionally, .correct.
+    Raises ValueError saying what to change.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f'reward.function={path!r} is not of the form "module:name", such as "my_rewards:length"')
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(
+            f"reward.function={path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
+            f"put it on PYTHONPATH or in the current directory ({os.getcwd()})"
+        ) from error
+    function: Any = module
+    for part in name.split("."):
+        if not hasattr(function, part):
+            there = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+            raise ValueError(f"reward.function={path!r}: {module_name!r} has no {name!r}; it has {there}")
+        function = getattr(function, part)
+    if not callable(function):
+        raise ValueError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
+    _check_signature(function, path)
+    return function
+
+
+def _check_signature(function: Callable[..., Any], path: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind("prompt", "response", "answer")
+    except TypeError as error:
+        raise ValueError(
+            f"reward.function={path!r} is called as f(prompt, response, answer), which {signature} refuses: {error}"
+        ) from None
+
+
+def to_score(result: Any) -> Score:
+    """What a reward function returned, as plain numbers. Raises ValueError where that isn't a reward."""
+    reward, correct = result, None
+    if isinstance(result, (bool, np.bool_)):
+        correct = result
+    elif hasattr(result, "reward"):
+        reward, correct = result.reward, getattr(result, "correct", None)
+    elif isinstance(result, tuple):
+        if len(result) != 2:
+            raise ValueError(f"the reward function returned a tuple of {len(result)}, expected (reward, correct)")
+        reward, correct = result
+    return Score(_to_float(reward), _to_bool(correct))
+
+
+def _to_float(reward: Any) -> float:
+    # float("1.5") would work; a string is nevertheless somebody's mistake.
+    if not isinstance(reward, (str, bytes)):
+        try:
+            value = float(reward)
+        except Exception:
+            value = math.nan
+        if math.isfinite(value):
+            return value
+    raise ValueError(f"the reward function returned {_short(reward)}, not a finite number")
+
+
+def _to_bool(correct: Any) -> bool | None:
+    if correct is None:
+        return None
+    try:
+        if correct == 0 or correct == 1:  # also numpy's bool and tensors
+            return bool(correct)
+    except Exception:
+        pass
+    raise ValueError(f"the reward function returned correct={_short(correct)}, not a bool")
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,105 @@
+"""Finds the number a text ends on and compares numbers, exactly where that is possible."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import NamedTuple
+
+RELATIVE_TOLERANCE = Fraction(1, 10**6)
+# A model can write 1e999999999: beyond these bounds a text is not read as a number, which keeps the arithmetic cheap.
+MAX_CHARACTERS = 200
+MAX_EXPONENT = 300
+
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<!\.)\.\d+"
+# A number starts neither inside a word ("H2") nor inside another number ("1.2.3"), and the minus of "3-5" isn't a sign.
+_START = r"(?<!\w)(?<!\d\.)"
+_NUMBER = re.compile(
+    rf"""(?P<sign>(?<![\w.)\]}}])[-+])?(?:\\?\$)?
+    (?: (?:{_START}(?P<whole>\d+)\s*)?\\[dt]?frac
+          (?: \s*\{{\s*(?P<top>[-+]?(?:{_PLAIN}))\s*\}}\s*\{{\s*(?P<bottom>[-+]?(?:{_PLAIN}))\s*\}}
+            | \s*(?P<top_digit>\d)\s*(?P<bottom_digit>\d) )
+      | {_START}(?P<value>(?:{_PLAIN})(?:[eE][-+]?\d+)?)(?:\s*/\s*(?P<denominator>(?:{_PLAIN})))?
+    )(?P<percent>\s*\\?%)?""",
+    re.VERBOSE | re.ASCII,  # ASCII: in "答案是42" the number is not part of a word
+)
+_TIMES_POWER_OF_TEN = re.compile(r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*)\s*10\s*(?:\^|\*\*)\s*\{?\s*([-+]?[0-9]+)\s*\}?")
+_SPACING = re.compile(r"\\[,!;: ]")
+
+
+class Number(NamedTuple):
+    """value: exact, and as it is written: "50%" is 50 with percent=True."""
+
+    value: Fraction
+    percent: bool
+
+
+def last_number(text: str) -> Number | None:
+    """The last number of the text, or of its last \\boxed{...} where that holds one. None if there is none.
+
+    Reads 12, -3.5, .5, 1,234,567, 1{,}234, $5, 1.5e3, 2 \\times 10^{5}, 3/4, \\frac{3}{4},
+    1\\frac{3}{4} (a mixed number), 50%.
+    """
+    boxed = _last_boxed(text)
+    number = None if boxed is None else _last_in(boxed)
+    return _last_in(text) if number is None else number
+
+
+def same_number(a: Number, b: Number) -> bool:
+    """Two integers: equal. Else equal, or within a relative 1e-6 (1/3 and 0.3333333).
+
+    Where only one is a percentage, it may equal the other as written or divided by 100: answers say "50" and "0.5".
+    """
+    if a.percent == b.percent:
+        return _close(a.value, b.value)
+    percentage, other = (a.value, b.value) if a.percent else (b.value, a.value)
+    return _close(percentage, other) or _close(percentage / 100, other)
+
+
+def _close(a: Fraction, b: Fraction) -> bool:
+    if a == b:
+        return True
+    if a.denominator == 1 and b.denominator == 1:
+        return False
+    return abs(a - b) <= RELATIVE_TOLERANCE * max(abs(a), abs(b))
+
+
+def _last_in(text: str) -> Number | None:
+    text = _SPACING.sub("", text.replace("−", "-").replace("{,}", ","))
+    text = _TIMES_POWER_OF_TEN.sub(r"e\1", text)
+    last = None
+    for match in _NUMBER.finditer(text):
+        last = _to_number(match) or last
+    return last
+
+
+def _to_number(match: re.Match) -> Number | None:
+    if len(match[0]) > MAX_CHARACTERS:
+        return None
+    top = match["top"] or match["top_digit"] or match["value"]
+    bottom = match["bottom"] or match["bottom_digit"] or match["denominator"] or "1"
+    value, divisor = _to_fraction(top), _to_fraction(bottom)
+    if value is None or not divisor:
+        return None
+    value = value / divisor + int(match["whole"] or 0)
+    return Number(-value if match["sign"] == "-" else value, percent=match["percent"] is not None)
+
+
+def _to_fraction(digits: str) -> Fraction | None:
+    exponent = re.search(r"[eE]([-+]?\d+)$", digits)
+    if exponent is not None and abs(int(exponent[1])) > MAX_EXPONENT:
+        return None
+    return Fraction(digits.replace(",", ""))
+
+
+def _last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...}, braces inside it included. None if there is none, or it isn't closed."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for place in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : place]
+    return None

@@ -1,0 +1,1 @@
+"""Tracking: what a run tells its user, in files and on the console."""

@@ -1,0 +1,1 @@
+"""Weight sync: the trainer's weights go to the rollout engine."""

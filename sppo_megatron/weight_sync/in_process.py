@@ -1,0 +1,20 @@
+"""Weight sync for engines that read the trainer's own weights: nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+
+class InProcessSync:
+    """The engine samples from the very parameters the optimizer steps, so only the version is recorded."""
+
+    def __init__(self) -> None:
+        self.version = -1
+
+    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+        """Records the version. The iterator is never started: exporting would gather every shard for nothing."""
+        if version < self.version:
+            raise ValueError(f"weights of version {version} are older than version {self.version}")
+        self.version = version

@@ -1,0 +1,41 @@
+"""Every case of worker.py at 1, 2 and 4 ranks: one set of processes a number of ranks, one test a case."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parents[3]
+
+
+def case_names() -> list[str]:
+    spec = importlib.util.spec_from_file_location("parallel_worker", WORKER)
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    return list(worker.cases())
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda size: f"{size}-ranks")
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    path = tmp_path_factory.mktemp("parallel") / "results.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [*command, str(WORKER), str(path)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{request.param} ranks ended with {done.returncode}:\n{done.stderr[-4000:]}"
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("case", case_names())
+def test_case(results: dict[str, list[str]], case: str) -> None:
+    assert case in results, f"{case} did not run"
+    assert results[case] == [], f"{case}: " + "; ".join(results[case])
