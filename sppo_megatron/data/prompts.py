@@ -26,8 +26,8 @@ def load_prompts(path: str | Path, tokenizer: Any, config: DataConfig, require_a
       tokenizer's chat template renders them with add_generation_prompt=True. The template alone decides about special
       tokens.
     - apply_chat_template=False: text only. It is what the model continues, so the tokenizer's begin token is put in
-      front where the tokenizer does that by default, and nothing is ever added behind (some tokenizers add an end token, which
-      no model continues).
+      front where the tokenizer does that by default, and nothing is ever added behind (some tokenizers add an end
+      token, which no model continues).
 
     `Prompt.text` is the text as the file has it, or the rendered conversation where the file has messages.
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
@@ -164,8 +164,8 @@ class PromptStream:
             raise ValueError(f"prompts_per_iteration must be at least 1, got {prompts_per_iteration}")
         if prompts_per_iteration > len(prompts):
             raise ValueError(
-                f"train.prompts_per_iteration={prompts_per_iteration} is more than the {len(prompts)} prompts there are; set "
-                f"it to {len(prompts)} or less"
+                f"train.prompts_per_iteration={prompts_per_iteration} is more than the {len(prompts)} prompts there "
+                f"are; set it to {len(prompts)} or less"
             )
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
@@ -202,9 +202,8 @@ class PromptStream:
             if self.shuffle:
                 # Sorting the raw words of a counter-based generator: numpy guarantees these bits in every version,
                 # which it doesn't for `Generator.permutation`.
-                words = np.random.Philox(key=np.array([self.seed, epoch], dtype=np.uint64)).random_raw(
-                    len(self.prompts)
-                )
+                key = np.array([self.seed, epoch], dtype=np.uint64)
+                words = np.random.Philox(key=key).random_raw(len(self.prompts))
                 self._cached_order = np.argsort(words, kind="stable")
             self._cached_epoch = epoch
         return self._cached_order

@@ -83,17 +83,22 @@ def choose_tiles(tokens: int, columns: int, device_type: str, chunk_size: int | 
     return tile_tokens, max(1, min(columns, max(_MIN_TILE_COLUMNS, budget // tile_tokens)))
 
 
+def _multiplies_low_precision(device: torch.device) -> bool:
+    """Whether torch.mm takes bfloat16 and float16 operands to a float32 result there."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
 class _Tiles:
     """Buffers for one pass over the logits, and the three matrix products, all with results in the compute dtype.
 
     The buffers are owned here and overwritten by every tile. Operands in lower precision are taken up to the compute
-    dtype first on CPU, and multiplied as they are, with a float32 result, on an accelerator.
+    dtype first, or multiplied as they are where the device gives the product in float32 (`mixed`).
     """
 
     def __init__(self, hidden: Tensor, weight: Tensor, columns: int, chunk_size: int | None, scratch: bool) -> None:
         self.dtype = compute_dtype(hidden, weight)
-        mixed = hidden.device.type == "cuda" and hidden.dtype == weight.dtype
-        self.operand_dtype = hidden.dtype if mixed else self.dtype
+        self.mixed = hidden.dtype == weight.dtype != self.dtype and _multiplies_low_precision(hidden.device)
+        self.operand_dtype = hidden.dtype if self.mixed else self.dtype
         rows, width = choose_tiles(hidden.shape[0], columns, hidden.device.type, chunk_size)
         self.tokens = [(i, min(i + rows, hidden.shape[0])) for i in range(0, hidden.shape[0], rows)]
         self.columns = [(j, min(j + width, columns)) for j in range(0, columns, width)]
@@ -111,7 +116,7 @@ class _Tiles:
 
     def add_product(self, out: Tensor, a: Tensor, b: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
         """out = beta * out + alpha * a @ b, with `out` in the compute dtype and a, b in the operand dtype."""
-        if self.operand_dtype == self.dtype:
+        if not self.mixed:
             out.addmm_(a, b, beta=beta, alpha=alpha)
         elif beta == 0:
             torch.mm(a, b, out_dtype=self.dtype, out=out)
@@ -186,6 +191,8 @@ def _gradients(
     tiles = _Tiles(hidden, weight, shard.columns, chunk_size, gradient.entropy_grad is not None)
     grad_hidden = torch.zeros(hidden.shape, dtype=tiles.dtype, device=hidden.device) if needed[0] else None
     grad_weight = torch.zeros_like(weight) if needed[1] else None
+    if tiles.mixed:  # upstream gradients may be too small or too large for float16 operands
+        unit, gradient = gradient.normalized()
     row = gradient.row.unsqueeze(1)
     for column, end_column in tiles.columns:
         head = tiles.operand(weight[column:end_column])
@@ -208,9 +215,9 @@ def _gradients(
                 weighted_rows = tiles.operand(hidden[token:end] * row[token:end])
                 tiles.add_product(accumulator, tile.t(), weighted_rows, alpha=-1 / temperature)
         if grad_weight is not None and accumulator is not grad_slice:
-            grad_slice.copy_(accumulator)
+            grad_slice.copy_(accumulator.mul_(unit) if tiles.mixed else accumulator)
     if grad_hidden is not None:
-        grad_hidden.mul_(row).mul_(-1 / temperature)
+        grad_hidden.mul_(row).mul_(unit / -temperature if tiles.mixed else 1 / -temperature)
     return grad_hidden, grad_weight
 
 

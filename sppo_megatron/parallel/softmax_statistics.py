@@ -13,7 +13,7 @@ Milakov & Gimelshein 2018, arXiv 1805.02867):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -114,6 +114,16 @@ class LogitGradient:
     @property
     def row(self) -> Tensor:
         return self.log_prob_grad if self.entropy_grad is None else torch.ones_like(self.log_prob_grad)
+
+    def normalized(self) -> tuple[Tensor, LogitGradient]:
+        """(unit, the gradient divided by it): unit [] is the largest upstream coefficient, so that none exceeds 1."""
+        upstream = [grad for grad in (self.log_prob_grad, self.entropy_grad) if grad is not None and grad.numel() > 0]
+        if not upstream:
+            return self.log_prob_grad.new_ones(()), self
+        unit = torch.stack([grad.abs().amax() for grad in upstream]).amax()
+        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny)
+        entropy_grad = None if self.entropy_grad is None else self.entropy_grad / unit
+        return unit, replace(self, log_prob_grad=self.log_prob_grad / unit, entropy_grad=entropy_grad)
 
     def write_(self, tile: Tensor, token: int, index: Tensor, inside: Tensor, scratch: Tensor | None) -> None:
         """Turns the logits `tile` [n, v] of tokens [token, token + n) into the tile of the formula, in place.

@@ -67,10 +67,11 @@ def _close(a: Fraction, b: Fraction) -> bool:
 def _last_in(text: str) -> Number | None:
     text = _SPACING.sub("", text.replace("−", "-").replace("{,}", ","))
     text = _TIMES_POWER_OF_TEN.sub(r"e\1", text)
-    last = None
-    for match in _NUMBER.finditer(text):
-        last = _to_number(match) or last
-    return last
+    for match in reversed(list(_NUMBER.finditer(text))):
+        number = _to_number(match)
+        if number is not None:
+            return number
+    return None
 
 
 def _to_number(match: re.Match) -> Number | None:

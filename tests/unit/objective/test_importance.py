@@ -36,6 +36,7 @@ def test_equal_policies_weigh_one_and_nothing_is_differentiated(level):
     weights = rollout_importance_weights(old, rollout, MASK, level, 2.0)
     assert not weights.requires_grad
     assert set(weights.flatten().tolist()) <= {0.0, 1.0} and weights.max() == 1
+    assert not truncated_importance_weight(torch.zeros(1, requires_grad=True), 2.0).requires_grad
     assert not mean_token_weight(torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)).requires_grad
 
 

@@ -10,9 +10,8 @@ from sppo_megatron import objective
 
 CODE = """
 import sys
-for name in ("megatron", "transformers", "hydra", "omegaconf", "transformer_engine", "vllm", "numpy"):
-    if name != "numpy":
-        sys.modules[name] = None
+for name in ("megatron", "transformers", "hydra", "omegaconf", "transformer_engine", "vllm"):
+    sys.modules[name] = None  # importing it raises
 from sppo_megatron import compute_sppo_loss
 import sppo_megatron.objective
 import torch

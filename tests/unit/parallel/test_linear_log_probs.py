@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppo_megatron.parallel import vocab_parallel_linear_log_probs
+from sppo_megatron.parallel import linear_log_probs, vocab_parallel_linear_log_probs
 from sppo_megatron.parallel.linear_log_probs import choose_tiles
 
 
@@ -94,6 +94,36 @@ def test_low_precision_inputs_lose_nothing(dtype):
     assert float((log_probs.double() - exact).detach().abs().max()) <= 1e-5
     log_probs.sum().backward()
     assert hidden.grad.dtype == weight.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+def test_low_precision_products(monkeypatch, dtype, with_entropy, scale):
+    """The path of devices that multiply low-precision operands into float32, emulated: any upstream scale is safe."""
+
+    def mm(a, b, out_dtype=None, out=None):
+        assert a.dtype == b.dtype == dtype and out_dtype == torch.float32
+        product = a.float() @ b.float()
+        return product if out is None else out.copy_(product)
+
+    hidden, weight, targets = inputs(20, 8, 40, 37, dtype)
+    hidden_64, weight_64 = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    expected = vocab_parallel_linear_log_probs(
+        hidden_64, weight_64, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy
+    )
+    monkeypatch.setattr(linear_log_probs, "_multiplies_low_precision", lambda device: True)
+    monkeypatch.setattr(torch, "mm", mm)
+    actual = vocab_parallel_linear_log_probs(
+        hidden, weight, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy
+    )
+    for result in (actual, expected):
+        total = (result[0] + 0.5 * result[1]).sum() if with_entropy else result.sum()
+        (scale * total).backward()
+    for one, other in ((hidden.grad, hidden_64.grad), (weight.grad, weight_64.grad)):
+        representable = other.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+        error = (one.double().clamp(torch.finfo(dtype).min, torch.finfo(dtype).max) - representable).abs().max()
+        assert float(error) <= 2e-2 * float(representable.abs().max()) + torch.finfo(dtype).smallest_normal
 
 
 def test_only_the_needed_gradients_are_computed():

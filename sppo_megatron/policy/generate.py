@@ -1,0 +1,192 @@
+"""Generation with Megatron-Core's key-value cache, under every layout that trains.
+
+Each rank of the data- and context-parallel group is a replica with a share of the prompts. A token costs one pass
+through the pipeline, stage by stage; the last stage draws it and tells the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from sppo_megatron.policy.model import unwrap
+from sppo_megatron.policy.torch_attention import TorchAttention
+from sppo_megatron.rollout.sampling import SamplingParams, sample_tokens
+
+
+class Generator:
+    """Continues token sequences with the weights that are being trained (see rollout.megatron.TokenGenerator)."""
+
+    def __init__(
+        self,
+        chunks: list[nn.Module],
+        config: TransformerConfig,
+        groups: ProcessGroupCollection,
+        vocab_size: int,
+        device: torch.device,
+    ):
+        self._models = [unwrap(chunk) for chunk in chunks]
+        self._config = config
+        self._groups = groups
+        self._vocab_size = vocab_size
+        self._device = device
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[np.ndarray], uniforms: Sequence[np.ndarray], params: SamplingParams, batch_size: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(token_ids int32 [n], log_probs float32 [n] nats) for each prompt, in order, the same on every rank.
+
+        prompts: int32 [prompt_length], none empty. uniforms: float64 [max_new_tokens] for each. A replica works on
+        batch_size sequences at a time, those of similar prompt length together.
+        """
+        replicas = self._groups.dp_cp
+        mine = list(range(replicas.rank(), len(prompts), replicas.size()))
+        mine.sort(key=lambda i: len(prompts[i]))  # stable: samples of one prompt stay together
+        results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        with self._inference_layout():
+            for start in range(0, len(mine), batch_size):
+                batch = mine[start : start + batch_size]
+                done = self._generate_batch([prompts[i] for i in batch], [uniforms[i] for i in batch], params)
+                results.update(zip(batch, done, strict=True))
+        shares: list = [None] * replicas.size()
+        dist.all_gather_object(shares, results, group=replicas)
+        merged = {i: result for share in shares for i, result in share.items()}
+        return [merged[i] for i in range(len(prompts))]
+
+    def _generate_batch(
+        self, prompts: list[np.ndarray], uniforms: list[np.ndarray], params: SamplingParams
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """All rows start at position 0 and advance together; a row whose prompt is longer is fed its prompt meanwhile.
+
+        Rows that are done leave the batch once half of it is done.
+        """
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self._device)
+        total = int(lengths.max()) + params.max_new_tokens
+        tokens = torch.zeros(len(prompts), total, dtype=torch.int64, device=self._device)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.from_numpy(prompt.astype(np.int64)).to(self._device)
+        log_probs = torch.zeros(len(prompts), total, dtype=torch.float32, device=self._device)
+        draws = torch.from_numpy(np.stack(uniforms)).to(self._device)
+        ends = lengths + params.max_new_tokens  # exclusive end of each sequence; moved forward at a stop token
+        stop_ids = torch.tensor(sorted(params.stop_token_ids), dtype=torch.int64, device=self._device)
+
+        context = StaticInferenceContext(max_batch_size=len(prompts), max_sequence_length=total)
+        active = torch.arange(len(prompts), device=self._device)  # rows of `tokens` behind the rows of the cache
+        position = int(lengths.min())
+        fed = tokens[:, :position]
+        while True:
+            logits = self._forward(fed, context)
+            draw = draws[active, (position - lengths[active]).clamp(min=0, max=params.max_new_tokens - 1)]
+            new, new_log_probs = self._draw(logits, draw, params)
+            generating = (lengths[active] <= position) & (position < ends[active])
+            tokens[active, position] = torch.where(generating, new, tokens[active, position])
+            log_probs[active, position] = torch.where(generating, new_log_probs, 0.0)
+            stopped = generating & torch.isin(new, stop_ids)
+            ends[active] = torch.where(stopped, position + 1, ends[active])
+            position += 1
+            alive = ends[active] > position
+            if position >= total or not bool(alive.any()):
+                break
+            if int(alive.sum()) * 2 <= len(active):
+                _keep_rows(context, alive)
+                active = active[alive]
+            fed = tokens[active, position - 1 : position]
+        return _cut(tokens, log_probs, lengths, ends)
+
+    def _draw(self, logits: Tensor | None, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+        """The last pipeline stage samples, and every stage of the pipeline gets the result."""
+        pp = self._groups.pp
+        if logits is not None:
+            new, log_probs = sample_tokens(logits[:, : self._vocab_size], uniforms, params)
+        else:
+            new = torch.zeros(len(uniforms), dtype=torch.int64, device=self._device)
+            log_probs = torch.zeros(len(uniforms), dtype=torch.float32, device=self._device)
+        if pp.size() > 1:
+            dist.broadcast(new, group=pp, group_src=pp.size() - 1)
+            dist.broadcast(log_probs, group=pp, group_src=pp.size() - 1)
+        return new, log_probs
+
+    def _forward(self, fed: Tensor, context: StaticInferenceContext) -> Tensor | None:
+        """Tokens [b, s] through all stages and virtual stages -> logits [b, V] of the last position (last stage)."""
+        pp = self._groups.pp
+        rank, size = pp.rank(), pp.size()
+        batch, length = fed.shape
+        positions = torch.arange(length, device=self._device) + context.sequence_len_offset
+        output: Tensor | None = None
+        for model in self._models:
+            if not model.pre_process:
+                hidden = torch.empty(
+                    length, batch, self._config.hidden_size, dtype=self._config.params_dtype, device=self._device
+                )
+                dist.recv(hidden, group=pp, group_src=(rank - 1) % size)
+                model.set_input_tensor(hidden)
+            output = model(
+                fed,
+                positions.expand(batch, -1),
+                None,
+                inference_context=context,
+                output_processor=_last_position_logits if model.post_process else None,
+            )
+            if not model.post_process:
+                dist.send(output.contiguous(), group=pp, group_dst=(rank + 1) % size)
+                output = None
+        context.sequence_len_offset += length
+        return output
+
+    @contextlib.contextmanager
+    def _inference_layout(self) -> Iterator[None]:
+        """Evaluation mode, with sequence and context parallelism off: one token can't be split over ranks."""
+        undo = contextlib.ExitStack()
+        with undo:
+            for model in self._models:
+                undo.callback(model.train, model.training)
+                model.eval()
+                for module in model.modules():
+                    for name in ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings"):
+                        if getattr(module, name, False) is True:
+                            _set(undo, module, name, False)
+                    if isinstance(module, TorchAttention):
+                        _set(undo, module, "cp_group", None)
+                _set(undo, model.rotary_pos_emb, "cp_group", None)
+            _set(undo, self._config, "sequence_parallel", False)
+            _set(undo, self._config, "context_parallel_size", 1)
+            # Rotary tables are cached by length and would be served to the other mode.
+            RotaryEmbedding.forward.cache_clear()
+            undo.callback(RotaryEmbedding.forward.cache_clear)
+            yield
+
+
+def _last_position_logits(
+    *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: Any
+) -> Tensor:
+    logits, _bias = output_layer(hidden_states[-1:], weight=output_weight, runtime_gather_output=True)
+    return logits[0]
+
+
+def _keep_rows(context: StaticInferenceContext, keep: Tensor) -> None:
+    caches = context.key_value_memory_dict
+    for layer, (keys, values) in caches.items():
+        caches[layer] = (keys[:, keep], values[:, keep])
+    context.max_batch_size = int(keep.sum())
+
+
+def _cut(tokens: Tensor, log_probs: Tensor, lengths: Tensor, ends: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+    ids, values = tokens.cpu().numpy().astype(np.int32), log_probs.cpu().numpy()
+    spans = zip(lengths.tolist(), ends.tolist(), strict=True)
+    return [(ids[row, start:end].copy(), values[row, start:end].copy()) for row, (start, end) in enumerate(spans)]
+
+
+def _set(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    undo.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
