@@ -33,7 +33,9 @@ class SafetensorsFolder:
         """Raises ValueError where the folder holds no safetensors or a file of the index is missing."""
         self._folder = Path(folder)
         self._file_of = self._read_index()
-        self._open = {name: safe_open(self._folder / name, framework="pt") for name in sorted(set(self._file_of.values()))}
+        self._open = {
+            name: safe_open(self._folder / name, framework="pt") for name in sorted(set(self._file_of.values()))
+        }
 
     def _read_index(self) -> dict[str, str]:
         index = self._folder / INDEX_FILE

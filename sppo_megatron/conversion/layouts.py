@@ -165,7 +165,9 @@ class QueryKeyValue:
 
     def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
         if self.num_query_groups % tp_size == 0:
-            parts = [source[_rows(shape[0], tp_rank, tp_size)] for source, shape in zip(sources, self.shapes, strict=True)]
+            parts = [
+                source[_rows(shape[0], tp_rank, tp_size)] for source, shape in zip(sources, self.shapes, strict=True)
+            ]
             return self._interleave(parts, self.num_query_groups // tp_size)
         whole = self._interleave([source[:] for source in sources], self.num_query_groups)
         return whole[_rows(whole.shape[0], tp_rank, tp_size)]

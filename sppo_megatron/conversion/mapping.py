@@ -48,9 +48,7 @@ def canonical_name(megatron_name: str) -> str:
 def hf_shapes(layouts: Mapping[str, Layout]) -> dict[str, tuple[int, ...]]:
     """Every Hugging Face tensor of the model with its shape, in the model's order."""
     return {
-        name: shape
-        for layout in layouts.values()
-        for name, shape in zip(layout.hf_names, layout.shapes, strict=True)
+        name: shape for layout in layouts.values() for name, shape in zip(layout.hf_names, layout.shapes, strict=True)
     }
 
 
@@ -73,7 +71,9 @@ def _layer_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Layout]
             norm = Replicated(f"{attention}{name}_norm.weight", (a.head_dim,))
             layouts[f"{megatron}self_attention.{name}_layernorm.weight"] = norm
     return layouts | {
-        megatron + "self_attention.linear_proj.weight": RowParallel(attention + "o_proj.weight", (a.hidden_size, heads)),
+        megatron + "self_attention.linear_proj.weight": RowParallel(
+            attention + "o_proj.weight", (a.hidden_size, heads)
+        ),
         megatron + "pre_mlp_layernorm.weight": Replicated(hf + "post_attention_layernorm.weight", (a.hidden_size,)),
         megatron + "mlp.linear_fc1.weight": GatedMlp(
             mlp + "gate_proj.weight", mlp + "up_proj.weight", (a.ffn_hidden_size, a.hidden_size)

@@ -204,7 +204,9 @@ def collate(units: Sequence[Unit], layout: Layout, shape: tuple[int, int] | None
     held = zigzag_indices(segment_lengths, layout.cp_size, layout.cp_rank).numpy()
     grid = {name: values[:, held] for name, values in grid.items()}
 
-    by_row = {name: torch.from_numpy(values.T.reshape(-1)) for name, values in grid.items()}  # hidden states are [s, b, h]
+    by_row = {
+        name: torch.from_numpy(values.T.reshape(-1)) for name, values in grid.items()
+    }  # hidden states are [s, b, h]
     rows = torch.nonzero(by_row["response_position"] >= 0).flatten()
     has_rollout = bool(samples) and all(x.rollout_log_probs is not None for x in samples)
 

@@ -69,6 +69,7 @@ class Policy:
         self.chunks = wrap_data_parallel(chunks, self.config, run, groups)
         self.optimizer = build_optimizer(self.chunks, run, groups)
         self.scheduler = build_scheduler(self.optimizer, run, total_steps)
+        self.uses_distributed_optimizer = run.optimizer.use_distributed_optimizer
         self._connect_schedule(run)
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)

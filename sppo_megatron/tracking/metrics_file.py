@@ -21,11 +21,13 @@ class MetricsFile:
     def write(self, metrics: Mapping[str, Any]) -> None:
         """One line. Numbers may be Python's, numpy's or tensors of one element; NaN and ±inf become null.
 
-        Raises ValueError without an integer `step`: a resume couldn't tell whether to keep the line.
+        Raises ValueError without an integer `step` (of an evaluation: `eval_step`): a resume couldn't tell whether to
+        keep the line.
         """
         line = {key: to_plain(value) for key, value in metrics.items()}
-        if type(line.get("step")) is not int:
-            raise ValueError(f"metrics need an integer step, got {line.get('step')!r}")
+        step = line.get("step", line.get("eval_step"))
+        if type(step) is not int:
+            raise ValueError(f"metrics need an integer step, got {step!r}")
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -72,6 +74,7 @@ def to_plain(value: Any) -> Any:
 def _step_of(line: str) -> float:
     """The line's step, or infinity where it is not a whole line."""
     try:
-        return float(json.loads(line)["step"])
+        values = json.loads(line)
+        return float(values["step"] if "step" in values else values["eval_step"])
     except (ValueError, KeyError, TypeError):
         return math.inf

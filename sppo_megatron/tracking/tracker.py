@@ -44,15 +44,15 @@ class Tracker:
         self._metrics_file.truncate_after(-1 if resume_step is None else resume_step)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
-        """metrics: names to numbers, with the optimizer step as the integer `step`."""
+        """metrics: names to numbers, with the optimizer step as the integer `step`, or `eval_step` of an evaluation."""
         if self._metrics_file is None:
             return
         self._metrics_file.write(metrics)
-        step = int(to_plain(metrics["step"]))
+        step = int(to_plain(metrics["step"] if "step" in metrics else metrics["eval_step"]))
         numbers = {key: number for key, value in metrics.items() if (number := _number(value)) is not None}
         if self._tensorboard is not None:
             for name, number in numbers.items():
-                if name != "step":
+                if name not in ("step", "eval_step"):
                     self._tensorboard.add_scalar(name, number, step)
             self._tensorboard.flush()
         if self._wandb is not None:

@@ -26,15 +26,40 @@ import torch
 _CPU = torch.device("cpu")
 _PACKAGE = "megatron"
 
-_FACTORIES = (
-    "empty zeros ones full tensor as_tensor arange linspace rand randn randint randperm eye empty_strided "
-    "empty_like zeros_like ones_like full_like rand_like randn_like"
-).split()
-_CUDA_NO_OPS = (
-    "synchronize set_device empty_cache ipc_collect set_stream reset_peak_memory_stats _lazy_init init"
-).split()
-_CUDA_ZEROS = "memory_allocated max_memory_allocated memory_reserved max_memory_reserved".split()
-_LEGACY_TENSOR_TYPES = "Float Half BFloat16 Int Long Byte Bool Double".split()
+_FACTORIES = [
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "tensor",
+    "as_tensor",
+    "arange",
+    "linspace",
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "eye",
+    "empty_strided",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "rand_like",
+    "randn_like",
+]
+_CUDA_NO_OPS = [
+    "synchronize",
+    "set_device",
+    "empty_cache",
+    "ipc_collect",
+    "set_stream",
+    "reset_peak_memory_stats",
+    "_lazy_init",
+    "init",
+]
+_CUDA_ZEROS = ["memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"]
+_LEGACY_TENSOR_TYPES = ["Float", "Half", "BFloat16", "Int", "Long", "Byte", "Bool", "Double"]
 
 
 class _Facade(types.ModuleType):
@@ -150,7 +175,7 @@ def _cuda_facade() -> _Facade:
     }
     stream = _Stream()
     properties = types.SimpleNamespace(major=0, minor=0, total_memory=0, multi_processor_count=1, name="cpu")
-    overrides: dict[str, Any] = {name: _no_op for name in _CUDA_NO_OPS}
+    overrides: dict[str, Any] = dict.fromkeys(_CUDA_NO_OPS, _no_op)
     overrides |= {name: lambda *args, **kwargs: 0 for name in _CUDA_ZEROS}
     overrides |= {f"{name}Tensor": getattr(torch, f"{name}Tensor") for name in _LEGACY_TENSOR_TYPES}
     overrides |= random

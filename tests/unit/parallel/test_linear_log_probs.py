@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -50,28 +51,23 @@ def test_gradients_are_those_of_the_values(temperature, chunk_size, with_entropy
     assert torch.autograd.gradcheck(function, (hidden, weight))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     tokens=st.integers(0, 20),
-    columns=st.integers(1, 700),
+    columns=st.integers(1, 300),
     padding=st.integers(0, 9),
-    chunk_size=st.one_of(st.none(), st.integers(1, 25)),
+    tile=st.tuples(st.integers(1, 25), st.integers(1, 310)),
     temperature=st.sampled_from([0.5, 1.0, 1.7]),
 )
-def test_any_shape_agrees_with_plain_torch(tokens, columns, padding, chunk_size, temperature):
+def test_any_shape_and_tile_agree_with_plain_torch(tokens, columns, padding, tile, temperature):
     hidden, weight, targets = inputs(tokens, 4, columns + padding, columns, torch.float32)
     with torch.no_grad():
         weight[columns:] = float("nan")
-    log_probs, entropy = vocab_parallel_linear_log_probs(
-        hidden,
-        weight,
-        targets,
-        vocab_size=columns,
-        temperature=temperature,
-        chunk_size=chunk_size,
-        with_entropy=True,
-    )
-    (log_probs.sum() + entropy.square().sum()).backward()
+    with mock.patch.object(linear_log_probs, "choose_tiles", lambda *_: tile):
+        log_probs, entropy = vocab_parallel_linear_log_probs(
+            hidden, weight, targets, vocab_size=columns, temperature=temperature, with_entropy=True
+        )
+        (log_probs.sum() + entropy.square().sum()).backward()
     hidden_64, weight_64 = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     full = torch.log_softmax(hidden_64 @ weight_64[:columns].t() / temperature, -1)
     expected_entropy = -(full.exp() * full).sum(-1)

@@ -4,7 +4,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_megatron.reward.numbers import Number, last_number, same_number
@@ -68,16 +68,19 @@ def test_same_number(a, b, same):
     assert same_number(second, first) is same
 
 
+@settings(deadline=None)
 @given(st.integers(), st.text(alphabet="abc .,\n", max_size=10))
 def test_any_integer_is_found_behind_any_words(number, words):
     assert last_number(f"{words} is {number:,}.").value == number
 
 
+@settings(deadline=None)
 @given(st.fractions(max_denominator=10**6))
 def test_any_fraction_is_exact(number):
     assert last_number(f"it is {number.numerator}/{number.denominator}").value == number
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_never_raises(text):
     last_number(text)

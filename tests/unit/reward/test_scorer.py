@@ -22,6 +22,7 @@ import math, os, sys, time
 def hostile(prompt, response, answer):
     if response == "raise": raise KeyError("boom")
     if response == "hang":
+        open("hanging", "w").close()
         while True: pass
     if response == "sleep": time.sleep(1000)
     if response == "die": os._exit(7)
@@ -103,8 +104,8 @@ def test_each_failure_costs_its_own_response(rewards_folder, caplog):
 
 
 def test_a_row_of_deaths_breaks_nothing(rewards_folder):
-    """Now and then the pool itself breaks when a worker dies at once; then the blame must still fall on the right one."""
-    texts = ["1", "die", "die", "2", "die", "3"] * 2
+    """Now and then the pool itself breaks when a worker dies at once; the blame must still fall on the right one."""
+    texts = ["1", "die", "die", "2", "die", "3"]
     with RewardScorer(function_config("hostile_rewards:hostile", num_workers=2)) as scorer:
         (group,) = scorer.score([make_group(*texts)])
     for response in group.responses:
@@ -114,7 +115,7 @@ def test_a_row_of_deaths_breaks_nothing(rewards_folder):
 
 def test_workers_start_once_and_end_with_close(rewards_folder):
     scorer = RewardScorer(function_config("hostile_rewards:process_id", num_workers=2))
-    assert not psutil.Process().children(recursive=True), "workers must start lazily"
+    assert not workers_of(os.getpid()), "workers must start lazily"
     processes = set()
     for _ in range(3):
         (group,) = scorer.score([make_group(*"abcdefgh")])
@@ -168,9 +169,11 @@ def test_a_hanging_worker_dies_with_its_killed_trainer(rewards_folder):
     process = start_script(SCRIPT.format(function="hostile", text="hang"), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
-        while not (busy := [w for w in workers_of(process.pid) if w.cpu_times().user > 3.0]):
+        while not (rewards_folder / "hanging").exists():
             assert time.monotonic() < deadline
-            time.sleep(0.1)
+            time.sleep(0.05)
+        busy = workers_of(process.pid)
+        assert busy
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -186,10 +189,9 @@ def test_built_in_rewards_score_inline():
     group = make_group("1284", "12", " 1284 ", answer="1284")
     with RewardScorer(RewardConfig(kind="character_share")) as scorer:
         scorer.score([group])
-    assert not psutil.Process().children()
-    assert [(r.reward, r.correct, r.error) for r in group.responses] == [(1, True, None), (0.5, False, None)] + [
-        (1, True, None)
-    ]
+    assert not workers_of(os.getpid())
+    assert [(r.reward, r.correct) for r in group.responses] == [(1.0, True), (0.5, False), (1.0, True)]
+    assert [r.error for r in group.responses] == [None] * 3
 
 
 def test_a_missing_answer_is_recorded_not_raised(caplog):

@@ -1,0 +1,139 @@
+"""Makes what the demo starts from: a task, a tokenizer, and a small model after a short supervised warm-up.
+
+The task is to reverse three to six digits ("4821=" -> "1284"). The warm-up stops at about half of the held-out prompts
+solved, so that there is something left for SPPO to learn. Everything is cached in the output folder: a second call with
+the same settings does nothing.
+
+    python examples/demo/prepare.py --output outputs/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+PAD, END, ANSWER = "<pad>", "<end>", "="
+VOCABULARY = [PAD, END, ANSWER, *"0123456789"]
+VOCAB_SIZE = 16
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character."""
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token=PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
+
+
+def make_model(seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of 0.4M parameters."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=VOCABULARY.index(END),
+        pad_token_id=VOCABULARY.index(PAD),
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def make_numbers(count: int, seed: int) -> list[str]:
+    """Distinct strings of three to six digits."""
+    generator = random.Random(seed)
+    numbers: dict[str, None] = {}
+    while len(numbers) < count:
+        length = generator.randint(3, 6)
+        numbers["".join(generator.choices("0123456789", k=length))] = None
+    return list(numbers)
+
+
+def write_prompts(path: Path, numbers: list[str]) -> None:
+    lines = (json.dumps({"prompt": number + ANSWER, "answer": number[::-1]}) for number in numbers)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def encode_batch(numbers: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """(input ids, labels) [batch, length]; labels are −100 but for the answer and its end token."""
+    rows, labels = [], []
+    for number in numbers:
+        prompt = tokenizer.encode(number + ANSWER)
+        answer = [*tokenizer.encode(number[::-1]), tokenizer.eos_token_id]
+        rows.append(torch.tensor(prompt + answer))
+        labels.append(torch.tensor([-100] * len(prompt) + answer))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=-100)
+
+
+@torch.no_grad()
+def exact_match(model: Qwen2ForCausalLM, numbers: list[str], tokenizer: PreTrainedTokenizerFast) -> float:
+    """Share of numbers that greedy decoding reverses. Teacher forcing tells: all answer tokens must be the argmax."""
+    ids, labels = encode_batch(numbers, tokenizer)
+    predicted = model(ids).logits[:, :-1].argmax(-1)
+    wanted = labels[:, 1:]
+    return float(((predicted == wanted) | (wanted == -100)).all(dim=1).float().mean())
+
+
+def warm_up(
+    model: Qwen2ForCausalLM, numbers: list[str], held_out: list[str], tokenizer: PreTrainedTokenizerFast, target: float
+) -> float:
+    """Supervised steps until `target` of the held-out numbers is solved; returns the share that is."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    generator = random.Random(0)
+    solved = 0.0
+    for step in range(1, 501):
+        ids, labels = encode_batch(generator.sample(numbers, 64), tokenizer)
+        logits = model(ids).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 5 == 0:
+            solved = exact_match(model, held_out, tokenizer)
+            if solved >= target:
+                break
+    return solved
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--target", type=float, default=0.5, help="held-out exact match to stop the warm-up at")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    settings = {"target": options.target, "seed": options.seed}
+    stamp = options.output / "prepared.json"
+    if stamp.exists() and json.loads(stamp.read_text())["settings"] == settings:
+        print(f"starting model: {options.output / 'start'} (cached)")
+        return
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    numbers = make_numbers(4096 + 256, options.seed)
+    held_out, numbers = numbers[:256], numbers[256:]
+    write_prompts(options.output / "train.jsonl", numbers)
+    write_prompts(options.output / "eval.jsonl", held_out)
+    tokenizer, model = make_tokenizer(), make_model(options.seed)
+    solved = warm_up(model, numbers, held_out, tokenizer, options.target)
+    tokenizer.save_pretrained(options.output / "start")
+    model.save_pretrained(options.output / "start")
+    stamp.write_text(json.dumps({"settings": settings, "held_out_exact_match": solved}))
+    print(f"starting model: {options.output / 'start'}, {solved:.0%} of the held-out prompts solved")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Puts the parts of a run together: process groups, model, engines, scorer, tracker, trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+from sppo_megatron.config import Config
+from sppo_megatron.conversion.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.conversion.hf_checkpoint import HFTensors, RandomTensors, SafetensorsFolder
+from sppo_megatron.conversion.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder, stop_token_ids
+from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.conversion.save import save_hf_folder
+from sppo_megatron.data.prompts import PromptStream, load_prompts
+from sppo_megatron.data.samples import steps_per_iteration
+from sppo_megatron.evaluation import Evaluator
+from sppo_megatron.policy.checkpoint import Checkpointer, latest_checkpoint
+from sppo_megatron.policy.generate import Generator
+from sppo_megatron.policy.initialize import (
+    destroy_model_parallel,
+    initialize_distributed,
+    initialize_model_parallel,
+)
+from sppo_megatron.policy.policy import Policy
+from sppo_megatron.reward.scorer import RewardScorer
+from sppo_megatron.rollout.megatron import MegatronEngine
+from sppo_megatron.rollout.protocol import RolloutEngine
+from sppo_megatron.rollout.replay import ReplayEngine
+from sppo_megatron.rollout.sampling import SamplingParams
+from sppo_megatron.tracking.console import ProgressDisplay, print_summary
+from sppo_megatron.tracking.tracker import Tracker
+from sppo_megatron.trainer import Trainer
+from sppo_megatron.trainer_state import TrainerState
+from sppo_megatron.types import Prompt
+from sppo_megatron.validation import ConfigError, check_layout
+from sppo_megatron.weight_sync.in_process import InProcessSync
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass
+class Inputs:
+    """What is read from disk before any model is built."""
+
+    folder: Path
+    hf_config: Any
+    architecture: Architecture
+    tokenizer: Any | None
+    generation_config: Any | None
+    train_prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    replay: ReplayEngine | None
+    scorer: RewardScorer
+    tensors: HFTensors
+
+
+@dataclass
+class Parts:
+    """The pieces that live as long as the job."""
+
+    inputs: Inputs
+    policy: Policy
+
+
+@contextlib.contextmanager
+def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
+    """Joins the process group, reads the inputs, builds the policy; takes all of it down at the end.
+
+    Raises ConfigError on every rank, naming the ranks at fault where it isn't all of them.
+    """
+    owns_group = not dist.is_initialized()
+    initialize_distributed(config.parallelism.distributed_timeout_minutes)
+    try:
+        _check_same_config(composed)
+        inputs = _agreed(lambda: _read_inputs(config))
+        groups = initialize_model_parallel(config.parallelism, config.train.seed)
+        steps = _total_steps(config, inputs)
+        policy = _agreed(lambda: Policy(config, inputs.architecture, inputs.tensors, groups, steps))
+        yield Parts(inputs, policy)
+    finally:
+        destroy_model_parallel()
+        if owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer:
+    """The trainer with everything connected, its checkpoint chosen."""
+    inputs, policy = parts.inputs, parts.policy
+    output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
+    resumed_from, state = _agreed(lambda: _find_checkpoint(config))
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(composed, output_dir / "config.yaml", resolve=True)
+        if resumed_from is not None:
+            logger.info("continuing from %s", resumed_from)
+    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.architecture.vocab_size, policy.device)
+    return Trainer(
+        config=config,
+        policy=policy,
+        rollout=inputs.replay or _engine(config, inputs, generator, for_evaluation=False),
+        scorer=inputs.scorer if inputs.replay is None or config.rollout.rescore else None,
+        weight_sync=InProcessSync(),
+        prompts=_prompt_stream(config, inputs),
+        evaluator=_evaluator(config, inputs, generator),
+        checkpointer=Checkpointer(
+            policy,
+            output_dir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            async_save=config.checkpoint.async_save,
+        ),
+        tracker=Tracker(
+            output_dir,
+            config.logger,
+            enabled=is_main,
+            resume_step=state.step if resumed_from else None,
+            run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
+        ),
+        display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
+        rollout_folder=output_dir / "rollouts",
+        is_main=is_main,
+        state=state,
+        resumed_from=resumed_from,
+    )
+
+
+def export_policy(config: Config, parts: Parts) -> None:
+    """Writes output_dir/hf: weights, config and tokenizer in Hugging Face format. Collective."""
+    tensors = parts.policy.export_weights()
+    if dist.get_rank() == 0:
+        inputs = parts.inputs
+        save_hf_folder(
+            Path(config.output_dir) / "hf", tensors, inputs.hf_config, inputs.tokenizer, inputs.generation_config
+        )
+    else:
+        for _ in tensors:
+            pass
+    dist.barrier()
+
+
+def close(trainer: Trainer, parts: Parts) -> None:
+    """Ends worker processes and closes files."""
+    trainer.rollout.close()
+    trainer.tracker.close()
+    parts.inputs.scorer.close()
+
+
+def print_results(config: Config, trainer: Trainer, evaluation: dict[str, float], seconds: float) -> None:
+    hf = Path(config.output_dir) / "hf"
+    next_steps = [
+        ("metrics", f"{config.output_dir}/metrics.jsonl, or: tensorboard --logdir {config.output_dir}/tensorboard"),
+        ("the trained policy, in Hugging Face format", str(hf)),
+        ("continue from it", f"python -m sppo_megatron.train model.hf_path={hf} output_dir=outputs/next ..."),
+    ]
+    print_summary(trainer.state.evaluation_before, evaluation, config.output_dir, next_steps, seconds=seconds)
+
+
+# -------------------------------------------------------------------------------------------- inputs
+
+
+def _read_inputs(config: Config) -> Inputs:
+    folder = resolve_hf_folder(config.model.hf_path)
+    hf_config = load_hf_config(str(folder))
+    architecture = read_architecture(hf_config)
+    check_layout(
+        config.parallelism,
+        num_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_attention_heads,
+        num_query_groups=architecture.num_query_groups,
+        ffn_hidden_size=architecture.ffn_hidden_size,
+    )
+    tokenizer = load_tokenizer(folder)
+    decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    scorer = RewardScorer(config.reward, decode)
+    replay = None
+    if config.rollout.engine == "replay":
+        assert config.rollout.path is not None
+        replay = ReplayEngine(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
+    return Inputs(
+        folder=folder,
+        hf_config=hf_config,
+        architecture=architecture,
+        tokenizer=tokenizer,
+        generation_config=load_generation_config(folder),
+        train_prompts=[] if replay else _prompts(config.data.train_path, config, tokenizer, scorer),
+        eval_prompts=_prompts(config.data.eval_path, config, tokenizer, scorer),
+        replay=replay,
+        scorer=scorer,
+        tensors=_tensors(config, folder, architecture),
+    )
+
+
+def _prompts(path: str | None, config: Config, tokenizer: Any | None, scorer: RewardScorer) -> list[Prompt]:
+    if path is None:
+        return []
+    if tokenizer is None:
+        raise ConfigError(
+            f"{path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into that folder"
+        )
+    return load_prompts(path, tokenizer, config.data, require_answer=scorer.needs_answer)
+
+
+def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
+    if config.model.init == "hf":
+        return SafetensorsFolder(folder)
+    shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
+    return RandomTensors(shapes, architecture.initializer_range, config.train.seed)
+
+
+def _total_steps(config: Config, inputs: Inputs) -> int:
+    """Optimizer steps of the whole run, for the learning-rate schedule."""
+    size, epochs = config.train.minibatch_size, config.train.epochs_per_iteration
+    if inputs.replay is not None:
+        counts = [inputs.replay.responses_in(i) for i in range(config.train.iterations)]
+    else:
+        assert config.train.prompts_per_iteration is not None
+        of_group = 2 if config.objective.pairwise else config.rollout.num_samples_per_prompt
+        counts = [config.train.prompts_per_iteration * of_group] * config.train.iterations
+    return sum(steps_per_iteration(count, size, epochs) for count in counts)
+
+
+# -------------------------------------------------------------------------------------------- parts
+
+
+def _engine(config: Config, inputs: Inputs, generator: Generator, *, for_evaluation: bool) -> RolloutEngine:
+    r = config.rollout
+    params = SamplingParams(
+        max_new_tokens=r.max_response_length,
+        temperature=config.eval.temperature if for_evaluation else r.temperature,
+        top_p=1.0 if for_evaluation else r.top_p,
+        top_k=-1 if for_evaluation else r.top_k,
+        stop_token_ids=stop_token_ids(inputs.hf_config, inputs.generation_config, inputs.tokenizer),
+    )
+    if not for_evaluation and (r.top_p < 1 or r.top_k > 0) and dist.get_rank() == 0:
+        logger.warning(
+            "rollout.top_p=%g and rollout.top_k=%d cut the distribution that is sampled from: "
+            "π_rollout has another support than the π_t that is trained",
+            r.top_p,
+            r.top_k,
+        )
+    samples = config.eval.num_samples_per_prompt if for_evaluation else r.num_samples_per_prompt
+    return MegatronEngine(
+        generator,
+        inputs.tokenizer,
+        params,
+        num_samples_per_prompt=samples,
+        seed=r.seed,
+        batch_size=r.batch_size,
+    )
+
+
+def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream | None:
+    if inputs.replay is not None:
+        return None
+    assert config.train.prompts_per_iteration is not None
+    return PromptStream(
+        inputs.train_prompts, config.train.prompts_per_iteration, config.train.seed, config.train.shuffle
+    )
+
+
+def _evaluator(config: Config, inputs: Inputs, generator: Generator) -> Evaluator | None:
+    if not inputs.eval_prompts:
+        return None
+    return Evaluator(_engine(config, inputs, generator, for_evaluation=True), inputs.scorer, inputs.eval_prompts)
+
+
+def _find_checkpoint(config: Config) -> tuple[Path | None, TrainerState]:
+    load = config.checkpoint.load
+    path = latest_checkpoint(Path(config.output_dir) / "checkpoints") if load == "latest" else load and Path(load)
+    return (path, TrainerState.read(path)) if path else (None, TrainerState())
+
+
+# -------------------------------------------------------------------------------------------- agreement of ranks
+
+
+def _agreed(build: Callable[[], T]) -> T:
+    """Runs `build`, which must not communicate, on every rank; a ValueError of any rank ends all of them alike."""
+    problem, result = None, None
+    try:
+        result = build()
+    except (ValueError, ImportError, FileNotFoundError) as error:
+        problem = str(error)
+    problems: list = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    failed = [rank for rank, text in enumerate(problems) if text is not None]
+    if not failed:
+        return result  # type: ignore[return-value]
+    texts = dict.fromkeys(problems[rank] for rank in failed)
+    where = "" if len(failed) == len(problems) else f"rank {', '.join(map(str, failed))}: "
+    raise ConfigError(where + "\n".join(texts))
+
+
+def _check_same_config(composed: DictConfig) -> None:
+    """Every rank must have composed the same configuration."""
+    digest = hashlib.sha256(OmegaConf.to_yaml(composed, resolve=True).encode()).hexdigest()
+    digests: list = [None] * dist.get_world_size()
+    dist.all_gather_object(digests, digest)
+    differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
+    if differing:
+        raise ConfigError(
+            f"rank {', '.join(map(str, differing))} composed another configuration than rank 0: "
+            "start every node with the same command and the same files"
+        )

@@ -1,0 +1,116 @@
+"""From scored groups to what is trained: samples with targets and weights, units, mini-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sppo_megatron.config import ObjectiveConfig
+from sppo_megatron.data.batching import Sample, Unit
+from sppo_megatron.objective import mean_token_weight, rollout_importance_weights, sequence_weights
+from sppo_megatron.reward.targets import Targets
+from sppo_megatron.types import Group
+
+
+def build_samples(
+    groups: Sequence[Group], targets: Targets, objective: ObjectiveConfig, max_response_length: int
+) -> list[Sample]:
+    """One sample per response, in the groups' order. max_response_length: tokens, for sequence_weight=max_length."""
+    mode = objective.sequence_weight or objective.loss_agg_mode
+    weights = sequence_weights(targets.lengths, mode, max_length=max_response_length)
+    win_rates = targets.win_rates if targets.win_rates is not None else torch.full_like(targets.rewards, 0.5)
+    samples = []
+    for group in groups:
+        for response in group.responses:
+            index = len(samples)
+            samples.append(
+                Sample(
+                    index=index,
+                    prompt_token_ids=group.prompt.token_ids,
+                    response_token_ids=response.token_ids,
+                    rollout_log_probs=response.rollout_log_probs,
+                    target=float(targets.target[index]),
+                    weight=float(weights[index]),
+                    reward=float(targets.rewards[index]),
+                    win_rate=float(win_rates[index]),
+                    truncated=response.finish_reason == "length",
+                )
+            )
+    return samples
+
+
+def set_old_log_probs(
+    samples: Sequence[Sample], old_log_probs: Sequence[np.ndarray], objective: ObjectiveConfig
+) -> None:
+    """Freezes log π_t in the samples and, where configured, multiplies their weights by π_old/π_rollout, truncated.
+
+    Raises ValueError where importance weights are wanted and a response has no rollout_log_probs.
+    """
+    for sample, log_probs in zip(samples, old_log_probs, strict=True):
+        sample.old_log_probs = log_probs
+        if objective.importance_weight is None:
+            continue
+        if sample.rollout_log_probs is None:
+            raise ValueError(
+                f"response {sample.index} has no rollout_log_probs, which "
+                f"objective.importance_weight={objective.importance_weight} needs: set it to null"
+            )
+        old, rollout = torch.from_numpy(log_probs)[None], torch.from_numpy(sample.rollout_log_probs)[None]
+        mask = torch.ones_like(old, dtype=torch.bool)
+        weights = rollout_importance_weights(
+            old, rollout, mask, level=objective.importance_weight, cap=objective.importance_cap
+        )
+        if objective.importance_weight == "token":
+            weights = mean_token_weight(weights, mask)
+        sample.importance_weight = float(weights)
+        sample.weight *= sample.importance_weight
+
+
+def build_units(samples: Sequence[Sample], groups: Sequence[Group], targets: Targets, pairwise: bool) -> list[Unit]:
+    """What a mini-batch is made of: single responses, or (winner, loser) pairs, the best and the worst of each group.
+
+    Best and worst are by win rate, or by reward where there are no win rates. A group without a spread has no pair.
+    """
+    if not pairwise:
+        return [(sample,) for sample in samples]
+    values = targets.values.tolist()
+    units: list[Unit] = []
+    start = 0
+    for group in groups:
+        places = range(start, start + len(group.responses))
+        start = places.stop
+        winner, loser = max(places, key=values.__getitem__), min(places, key=values.__getitem__)
+        if values[winner] > values[loser]:
+            i, j = winner - places.start, loser - places.start
+            gap = targets.rewards[winner] - targets.rewards[loser]
+            preference = group.preference[i][j] if group.preference is not None else torch.sigmoid(gap)
+            samples[winner].preference = float(preference)
+            units.append((samples[winner], samples[loser]))
+    return units
+
+
+def minibatches(
+    units: Sequence[Unit], minibatch_size: int | None, epochs: int, *, shuffle: bool, seed: int, iteration: int
+) -> list[list[Unit]]:
+    """The mini-batches of one iteration, in order. minibatch_size counts sequences; the last of an epoch may be smaller.
+
+    A pure function of its arguments, so a resumed run has the same ones.
+    """
+    if not units:
+        return []
+    size = max(1, (minibatch_size or len(units) * len(units[0])) // len(units[0]))
+    batches: list[list[Unit]] = []
+    for epoch in range(epochs):
+        order = np.arange(len(units))
+        if shuffle:
+            np.random.default_rng([seed, iteration, epoch]).shuffle(order)
+        batches += [[units[i] for i in order[start : start + size]] for start in range(0, len(units), size)]
+    return batches
+
+
+def steps_per_iteration(num_sequences: int, minibatch_size: int | None, epochs: int) -> int:
+    """Optimizer steps of an iteration with this many responses (or sequences of pairs)."""
+    size = minibatch_size or num_sequences
+    return epochs * -(-num_sequences // size)

@@ -1,0 +1,106 @@
+"""The command: `torchrun ... -m sppo_megatron.train [overrides]`, or plain `python -m sppo_megatron.train` for one process.
+
+A configuration that can't run ends with exit code 2 and one message from rank 0, before anything expensive: that is why
+the heavy parts are imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from sppo_megatron.config import Config
+from sppo_megatron.configuration import compose_config, config_folder
+from sppo_megatron.validation import ConfigError, check_config
+
+EXIT_CONFIG_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one training; returns the exit code."""
+    options = _parse(arguments)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    set_up_logging(rank)
+    try:
+        config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
+        if options.cfg:
+            print(OmegaConf.to_yaml(composed), end="")
+            return 0
+        check_config(config, world_size)
+        check_output_dir(config)
+        run(config, composed)
+    except ConfigError as error:
+        return _report(error, rank)
+    return 0
+
+
+def run(config: Config, composed: DictConfig) -> dict[str, float]:
+    """Builds the parts, trains, exports the policy; returns the last evaluation's metrics.
+
+    Raises ConfigError, the same on every rank, for what only reading the data and the model can tell.
+    """
+    from sppo_megatron import assembly
+
+    started = time.perf_counter()
+    with assembly.job(config, composed) as parts:
+        trainer = assembly.build_trainer(config, composed, parts)
+        try:
+            with trainer.display:
+                evaluation = trainer.run()
+            assembly.export_policy(config, parts)
+        finally:
+            assembly.close(trainer, parts)
+        if trainer.is_main:
+            assembly.print_results(config, trainer, evaluation, time.perf_counter() - started)
+    return evaluation
+
+
+def check_output_dir(config: Config) -> None:
+    """Raises ConfigError where a run lies in output_dir and this one wouldn't continue it: nothing is overwritten."""
+    if config.checkpoint.load is None and (Path(config.output_dir) / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"output_dir={config.output_dir} holds a run already: continue it with checkpoint.load=latest, "
+            "or give another output_dir"
+        )
+
+
+def set_up_logging(rank: int) -> None:
+    """Rank 0 speaks; the others speak up only for errors. Third-party chatter is left out."""
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(levelname)s %(message)s")
+    for name in ("megatron", "httpx", "transformers", "torch.distributed", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(megatron|torch)\..*")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    groups = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
+    parser = argparse.ArgumentParser(
+        prog="sppo_megatron.train",
+        description="Online SPPO on Megatron-Core.",
+        epilog=f"Config groups: {', '.join(groups)}. Every key: sppo_megatron/config.py, or --cfg to print them.",
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides: key=value, group=option, experiment=NAME")
+    parser.add_argument("--cfg", action="store_true", help="print the composed configuration and exit")
+    parser.add_argument("--config-dir", help="one more folder of config groups and experiments")
+    return parser.parse_args(arguments)
+
+
+def _report(error: ConfigError, rank: int) -> int:
+    """One message, from rank 0. The others wait for it: torchrun ends every process as soon as one has failed."""
+    if rank == 0:
+        print(f"configuration error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(30)
+    return EXIT_CONFIG_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Where a run stands: counters, and the rollouts of an iteration that was stopped between two mini-batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sppo_megatron.data.batching import Sample
+from sppo_megatron.data.rollout_file import read_groups, write_groups
+from sppo_megatron.types import Group
+
+_COUNTERS = "trainer_state.json"
+_ROLLOUTS = "rollouts.jsonl"
+_OLD_LOG_PROBS = "old_log_probs.npy"
+
+
+@dataclass
+class TrainerState:
+    """step: optimizer steps done. iteration: the current one, from 0. minibatch: how many of it are done.
+
+    prompt_position: prompts handed out so far. evaluation_before: the metrics of the evaluation before training.
+    iteration_metrics: what is logged with every step of the current iteration.
+    """
+
+    step: int = 0
+    iteration: int = 0
+    minibatch: int = 0
+    prompt_position: int = 0
+    evaluation_before: dict[str, float] = field(default_factory=dict)
+    iteration_metrics: dict[str, float] = field(default_factory=dict)
+
+    def write(self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample]) -> None:
+        """Writes the counters and, inside an iteration, its groups with the frozen log π_t."""
+        if self.minibatch > 0:
+            write_groups(folder / _ROLLOUTS, list(groups))
+            log_probs = [sample.old_log_probs for sample in samples if sample.old_log_probs is not None]
+            np.save(folder / _OLD_LOG_PROBS, np.concatenate(log_probs))
+        (folder / _COUNTERS).write_text(json.dumps(asdict(self), indent=2))
+
+    @staticmethod
+    def read(folder: Path) -> TrainerState:
+        """Raises ValueError where the folder holds no readable state."""
+        try:
+            return TrainerState(**json.loads((folder / _COUNTERS).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder} is no checkpoint of this trainer: {error}") from error
+
+    def read_groups(self, folder: Path) -> tuple[list[Group], list[np.ndarray]]:
+        """The groups of the interrupted iteration and, response by response, their log π_t (float32, nats)."""
+        groups = read_groups(folder / _ROLLOUTS)
+        lengths = [len(response.token_ids) for group in groups for response in group.responses]
+        return groups, np.split(np.load(folder / _OLD_LOG_PROBS), np.cumsum(lengths)[:-1])

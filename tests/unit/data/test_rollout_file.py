@@ -1,0 +1,190 @@
+"""The rollout file: everything comes back, and everything broken is named."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sppo_megatron.data.rollout_file import count_responses, read_groups, write_groups
+from sppo_megatron.types import Group, Prompt, Response
+
+LINE = {
+    "prompt_token_ids": [1, 2],
+    "responses": [
+        {"token_ids": [3, 4], "rollout_log_probs": [-0.5, -0.25], "reward": 1},
+        {"token_ids": [], "text": ""},
+    ],
+}
+
+ids = st.integers(0, 2**31 - 1)
+float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)
+texts = st.none() | st.text()
+
+
+@st.composite
+def responses(draw):
+    token_ids = draw(st.lists(ids, max_size=5))
+    log_probs = draw(st.none() | st.lists(float32s, min_size=len(token_ids), max_size=len(token_ids)))
+    return Response(
+        token_ids=np.array(token_ids, dtype=np.int32),
+        text=draw(texts),
+        rollout_log_probs=None if log_probs is None else np.array(log_probs, dtype=np.float32),
+        finish_reason=draw(st.sampled_from(["stop", "length"])),
+        reward=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+        correct=draw(st.none() | st.booleans()),
+        error=draw(texts),
+    )
+
+
+@st.composite
+def group_lists(draw):
+    groups = []
+    for _ in range(draw(st.integers(0, 3))):
+        token_ids = np.array(draw(st.lists(ids, min_size=1, max_size=4)), dtype=np.int32)
+        prompt = Prompt(draw(st.integers(0, 10**9)), token_ids, draw(texts), draw(texts))
+        members = draw(st.lists(responses(), max_size=3))
+        k = len(members)
+        cells = draw(st.none() | st.lists(st.floats(0, 1), min_size=k * k, max_size=k * k))
+        groups.append(Group(prompt, members, None if cells is None else np.array(cells).reshape(k, k)))
+    return groups
+
+
+def assert_same_array(a, b, dtype):
+    assert (a is None) == (b is None)
+    if a is not None:
+        assert b.dtype == dtype
+        assert a.shape == b.shape
+        assert a.astype(dtype).tobytes() == b.tobytes()
+
+
+@settings(deadline=None, max_examples=200)
+@given(groups=group_lists())
+def test_everything_comes_back_bitwise(groups, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rollouts") / "iteration_000000.jsonl"
+    write_groups(path, groups)
+    back = read_groups(path)
+    assert len(back) == len(groups)
+    assert count_responses(path) == [len(group.responses) for group in groups]
+    for group, again in zip(groups, back, strict=True):
+        assert_same_array(group.prompt.token_ids, again.prompt.token_ids, np.int32)
+        for name in ("index", "text", "answer"):
+            assert getattr(group.prompt, name) == getattr(again.prompt, name)
+        assert_same_array(group.preference, again.preference, np.float64)
+        for response, twin in zip(group.responses, again.responses, strict=True):
+            assert_same_array(response.token_ids, twin.token_ids, np.int32)
+            assert_same_array(response.rollout_log_probs, twin.rollout_log_probs, np.float32)
+            for name in ("text", "finish_reason", "reward", "correct", "error"):
+                assert getattr(response, name) == getattr(twin, name)
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_the_documented_line_and_its_defaults(tmp_path):
+    stranger = LINE | {"unknown": 1, "answer": 7, "prompt": None}
+    path = write_lines(tmp_path / "r.jsonl", LINE, stranger, LINE | {"prompt_index": 40})
+    path.write_text(path.read_text().replace("\n", "\n\n"))  # blank lines don't count
+    first, second, third = read_groups(path)
+    assert [group.prompt.index for group in (first, second, third)] == [0, 1, 40]
+    assert (first.prompt.text, first.prompt.answer, second.prompt.answer) == (None, None, "7")
+    response, empty = first.responses
+    assert response.token_ids.tolist() == [3, 4]
+    assert response.rollout_log_probs.tolist() == [-0.5, -0.25]
+    assert (response.text, response.finish_reason, response.reward) == (None, "stop", 1.0)
+    assert (response.correct, response.error) == (None, None)
+    assert empty.token_ids.shape == (0,)
+    assert empty.rollout_log_probs is None
+    assert first.preference is None
+
+
+def test_a_slice_parses_its_own_lines_only(tmp_path):
+    path = write_lines(tmp_path / "r.jsonl", *[LINE | {"prompt_index": i} for i in range(5)])
+    with open(path, "a") as file:
+        file.write("broken\n")
+    assert [group.prompt.index for group in read_groups(path, 1, 3)] == [1, 2]
+    with pytest.raises(ValueError, match="line 6: not JSON"):
+        read_groups(path, 4)
+
+
+def changed(**fields):
+    """LINE with fields of its first response replaced."""
+    return LINE | {"responses": [LINE["responses"][1], LINE["responses"][0] | fields]}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "is a JSON list"),
+        ({"responses": []}, "prompt_token_ids is missing"),
+        (LINE | {"prompt_token_ids": []}, "prompt_token_ids is empty"),
+        (LINE | {"prompt_token_ids": [1, -1]}, r"prompt_token_ids\[1\] must be an integer in \[0, 2\^31\), got -1"),
+        ({"prompt_token_ids": [1]}, "responses is missing"),
+        (LINE | {"responses": [[]]}, "response 1: is a JSON list"),
+        (LINE | {"responses": [{}]}, "response 1: token_ids is missing"),
+        (changed(token_ids=[1, 2.0]), r"response 2: token_ids\[1\] must be an integer .* got 2.0"),
+        (changed(token_ids=[1, True]), r"response 2: token_ids\[1\] must be an integer"),
+        (changed(token_ids=[1, "2"]), r"response 2: token_ids\[1\] must be an integer"),
+        (changed(token_ids=[2**31, 1]), r"response 2: token_ids\[0\] must be an integer"),
+        (changed(rollout_log_probs=[-1.0]), "response 2: rollout_log_probs has 1 values for 2 token_ids"),
+        (changed(rollout_log_probs=[-1.0, float("nan")]), r"response 2: rollout_log_probs\[1\] is not finite: nan"),
+        (changed(rollout_log_probs=[-float("inf"), 0.0]), r"response 2: rollout_log_probs\[0\] is not finite"),
+        (changed(rollout_log_probs=[-1e39, 0.0]), r"response 2: rollout_log_probs\[0\] is not finite"),
+        (changed(rollout_log_probs=[-1.0, None]), "response 2: rollout_log_probs must be a list of numbers"),
+        (changed(reward=float("nan")), "response 2: reward must be a finite number"),
+        (changed(reward="1"), "response 2: reward must be a finite number"),
+        (changed(correct=1), "response 2: correct must be a JSON bool"),
+        (changed(text=3), "response 2: text must be a JSON str"),
+        (LINE | {"preference": [[0.5, 0.5]]}, "preference must be a 2×2 matrix"),
+        (LINE | {"preference": [[0.5], [0.5]]}, "preference must be a 2×2 matrix"),
+        (LINE | {"preference": [[0.5, 0.5], [0.5, None]]}, "preference must be a 2×2 matrix"),
+        (LINE | {"preference": [[0.5, 0.5], [0.5, float("nan")]]}, "preference must be a 2×2 matrix"),
+        (LINE | {"preference": 0.5}, "preference must be a 2×2 matrix"),
+    ],
+)
+def test_what_is_broken_is_named(tmp_path, record, message):
+    path = write_lines(tmp_path / "r.jsonl", LINE, record)
+    with pytest.raises(ValueError, match=f"r.jsonl, line 2: {message}"):
+        read_groups(path)
+    with pytest.raises(ValueError, match=f"r.jsonl, line 2: {message}"):
+        count_responses(path)
+
+
+def test_a_file_torn_anywhere_in_its_last_line(tmp_path):
+    whole = json.dumps(LINE) + "\n"
+    path = tmp_path / "r.jsonl"
+    for length in range(1, len(whole) - 1):
+        path.write_text(whole + whole[:length])
+        with pytest.raises(ValueError, match=r"r.jsonl, line 2: not JSON .*probably cut off"):
+            read_groups(path)
+
+
+def make_group(log_prob):
+    response = Response(np.array([1], dtype=np.int32), rollout_log_probs=np.array([log_prob], dtype=np.float32))
+    return Group(Prompt(0, np.array([1], dtype=np.int32)), [response])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, bad):
+    path = tmp_path / "deep" / "r.jsonl"
+    write_groups(path, [make_group(-1.0)])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"cannot write .*r.jsonl: group 2: response 1: rollout_log_probs\[0\]"):
+        write_groups(path, [make_group(-2.0), make_group(bad)])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["r.jsonl"]
+
+
+def test_nothing_is_seen_before_the_file_is_whole(tmp_path):
+    path = tmp_path / "r.jsonl"
+
+    def groups():
+        for _ in range(3):
+            assert not path.exists()
+            yield make_group(-1.0)
+
+    write_groups(path, groups())
+    assert len(read_groups(path)) == 3
