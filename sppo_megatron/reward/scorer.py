@@ -53,7 +53,7 @@ class RewardScorer:
         responses = [response for group in groups for response in group.responses]
         for response, (reward, correct, error) in zip(responses, outcomes, strict=True):
             if reward is None:
-                reward, correct = 0.0, False if correct_is_defined else None
+                reward, correct = self.config.default, False if correct_is_defined else None
             response.reward, response.correct, response.error = reward, correct, error
         self._report([error for _, _, error in outcomes if error is not None], len(calls))
         return groups

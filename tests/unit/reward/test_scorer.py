@@ -113,6 +113,17 @@ def test_a_row_of_deaths_breaks_nothing(rewards_folder):
         assert response.reward == (0.0 if response.text == "die" else float(response.text))
 
 
+def test_a_pool_whose_workers_were_killed_between_calls_is_replaced(rewards_folder):
+    """As the system does when memory runs out: no response is to blame, and none may pay."""
+    with RewardScorer(function_config("hostile_rewards:hostile", num_workers=1)) as scorer:
+        scorer.score([make_group("1")])
+        for process in workers_of(os.getpid()):
+            process.kill()
+        time.sleep(0.5)  # until the pool has seen it
+        (group,) = scorer.score([make_group("2", "3", "die", "4")])
+    assert [response.reward for response in group.responses] == [2.0, 3.0, 0.0, 4.0]
+
+
 def test_workers_start_once_and_end_with_close(rewards_folder):
     scorer = RewardScorer(function_config("hostile_rewards:process_id", num_workers=2))
     assert not workers_of(os.getpid()), "workers must start lazily"

@@ -1,0 +1,68 @@
+"""Which layouts are compared, at how many ranks, on which model, with which objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reference import Settings
+
+TP, PP, VPP = (
+    f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline")
+)
+CP = "parallelism.context_parallel_size"
+SP = "parallelism.sequence_parallel"
+PACKED = "train.max_tokens_per_micro_batch"
+ROWS = "train.micro_batch_size"
+PLAIN_ADAM = {"optimizer.use_distributed_optimizer": "false"}
+
+LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
+KIMI = Settings(kimi_scale=True, baseline="log_partition", eta=4.0, minibatch_size=4)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    world_size: int
+    overrides: dict[str, object] = field(default_factory=dict)
+    model: str = "qwen2-tied"
+    settings: Settings = Settings()
+
+
+CASES = [
+    Case("one-process", 1),
+    Case("one-process-rows-4", 1, {ROWS: 4}),
+    Case("one-process-packed", 1, {PACKED: 48}),
+    Case("one-process-plain-adam", 1, PLAIN_ADAM),
+    Case("one-process-full-recompute", 1, {"model.recompute_granularity": "full", ROWS: 3}),
+    Case("one-process-length-weighted", 1, {ROWS: 2}, settings=LENGTH_WEIGHTED),
+    Case("one-process-kimi", 1, {PACKED: 64}, settings=KIMI),
+    Case("one-process-qwen2-untied", 1, {ROWS: 2}, "qwen2"),
+    Case("one-process-qwen3", 1, {ROWS: 2}, "qwen3"),
+    Case("one-process-llama", 1, {ROWS: 2}, "llama"),
+    Case("tp2", 2, {TP: 2, ROWS: 2}),
+    Case("tp2-sp", 2, {TP: 2, SP: "true", ROWS: 2}),
+    Case("tp2-sp-packed", 2, {TP: 2, SP: "true", PACKED: 48}),
+    Case("tp2-sp-qwen3", 2, {TP: 2, SP: "true", ROWS: 2}, "qwen3"),
+    Case("tp2-qwen2-untied", 2, {TP: 2, ROWS: 3}, "qwen2"),
+    Case("pp2", 2, {PP: 2, ROWS: 2}),
+    Case("pp2-packed", 2, {PP: 2, PACKED: 48}),
+    Case("pp2-llama", 2, {PP: 2, ROWS: 2}, "llama"),
+    Case("pp2-vpp2", 2, {PP: 2, VPP: 2, ROWS: 2}),
+    Case("pp2-vpp2-packed", 2, {PP: 2, VPP: 2, PACKED: 48}),
+    Case("cp2", 2, {CP: 2, ROWS: 2}),
+    Case("cp2-packed", 2, {CP: 2, PACKED: 64}),
+    Case("cp2-packed-kimi", 2, {CP: 2, PACKED: 64}, settings=KIMI),
+    Case("dp2-distributed-optimizer", 2, {ROWS: 2}),
+    Case("dp2-plain-adam", 2, {ROWS: 1, **PLAIN_ADAM}),
+    Case("dp2-packed-length-weighted", 2, {PACKED: 48}, settings=LENGTH_WEIGHTED),
+    Case("dp2-overlapped", 2, {"parallelism.overlap_grad_reduce": "true", "parallelism.overlap_param_gather": "true"}),
+    Case("tp4", 4, {TP: 4, ROWS: 2}),
+    Case("tp2-pp2", 4, {TP: 2, PP: 2, ROWS: 2}),
+    Case("tp2-sp-pp2-vpp2-packed", 4, {TP: 2, SP: "true", PP: 2, VPP: 2, PACKED: 48}),
+    Case("tp2-cp2", 4, {TP: 2, CP: 2, ROWS: 2}),
+    Case("tp2-sp-cp2-packed", 4, {TP: 2, SP: "true", CP: 2, PACKED: 64}, "qwen3"),
+    Case("pp2-cp2", 4, {PP: 2, CP: 2, ROWS: 2}),
+    Case("pp2-dp2", 4, {PP: 2, ROWS: 1}),
+    Case("cp2-dp2", 4, {CP: 2, PACKED: 64}),
+    Case("pp4", 4, {PP: 4, ROWS: 2}),
+]

@@ -1,0 +1,67 @@
+"""Tiny models of every supported family, and rollouts for them, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+
+VOCAB_SIZE = 37  # divides nothing: every layout has padding columns
+_SHAPE = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+CONFIGS = {
+    "qwen2-tied": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=False),
+    "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=12, tie_word_embeddings=True),
+    "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
+}
+
+
+def make_model(kind: str, folder: Path) -> Path:
+    """A random model with weights large enough that nothing is nearly linear, in Hugging Face format."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+            else:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+def write_rollouts(path: Path, num_groups: int = 6, samples: int = 4, seed: int = 0) -> Path:
+    """Groups of random responses of 1 to 14 tokens with rewards in [0, 1]; one response is empty."""
+    random = np.random.default_rng(seed)
+    lines = []
+    for group in range(num_groups):
+        responses = []
+        for number in range(samples):
+            length = 0 if (group, number) == (1, 2) else int(random.integers(1, 15))
+            ids = random.integers(0, VOCAB_SIZE, length).tolist()
+            responses.append({"token_ids": ids, "reward": float(np.round(random.random(), 3)), "finish_reason": "stop"})
+        prompt = random.integers(0, VOCAB_SIZE, int(random.integers(1, 10))).tolist()
+        lines.append(json.dumps({"prompt_token_ids": prompt, "responses": responses}))
+    path.write_text("\n".join(lines) + "\n")
+    return path

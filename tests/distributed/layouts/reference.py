@@ -1,0 +1,107 @@
+"""The update from its definition: plain Hugging Face and PyTorch, one sequence at a time, nothing of the package.
+
+Follows a rollout file step by step as a replay with train.shuffle=false does, and gives every step's loss and gradient
+norm and the final weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the runs under test are configured with."""
+
+    iterations: int = 2
+    groups_per_iteration: int = 3
+    minibatch_size: int = 5
+    epochs: int = 1
+    eta: float = 2.0
+    baseline: str = "constant"
+    length_weight: bool = False
+    kimi_scale: bool = False
+    temperature: float = 0.7
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    adam_eps: float = 1e-5
+    clip_grad: float = 0.5
+
+
+@dataclass
+class Result:
+    losses: list[float]
+    grad_norms: list[float]
+    start: dict[str, torch.Tensor]
+    final: dict[str, torch.Tensor]
+
+
+def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
+    """Trains in fp32 with sums of log-probs in float64."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.adam_eps,
+    )
+    groups = [json.loads(line) for line in rollout_file.read_text().splitlines()]
+    losses, norms = [], []
+    for iteration in range(settings.iterations):
+        first = iteration * settings.groups_per_iteration
+        sequences = list(_sequences(groups[first : first + settings.groups_per_iteration], settings))
+        with torch.no_grad():
+            old = [_log_prob(model, prompt, response, settings.temperature) for prompt, response, _ in sequences]
+        for _ in range(settings.epochs):
+            for begin in range(0, len(sequences), settings.minibatch_size):
+                chosen = range(begin, min(begin + settings.minibatch_size, len(sequences)))
+                loss = _loss(model, sequences, old, chosen, settings)
+                optimizer.zero_grad()
+                loss.backward()
+                norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)))
+                optimizer.step()
+                losses.append(loss.item())
+    return Result(losses, norms, start, model.state_dict())
+
+
+def _sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[list[int], list[int], float]]:
+    """(prompt, response, δ) in file order."""
+    for group in groups:
+        rewards = np.array([response["reward"] for response in group["responses"]], dtype=np.float64)
+        eta = settings.eta
+        baseline = {
+            "constant": 0.5,
+            "mean": rewards.mean(),
+            "log_partition": np.log(np.mean(np.exp(eta * rewards))) / eta,
+        }[settings.baseline]
+        for response, reward in zip(group["responses"], rewards, strict=True):
+            yield group["prompt_token_ids"], response["token_ids"], eta * (reward - baseline)
+
+
+def _log_prob(model: torch.nn.Module, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:
+    logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / temperature
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(response, dtype=torch.int64)[:, None]).sum()
+
+
+def _loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for i in chosen:
+        prompt, response, target = sequences[i]
+        if not response:
+            continue
+        squared = (_log_prob(model, prompt, response, settings.temperature) - old[i] - target) ** 2
+        total = total + squared / (len(response) if settings.length_weight else 1)
+        count += 1
+    return total / count / (2 * settings.eta if settings.kimi_scale else 1)

@@ -1,0 +1,118 @@
+"""Promises 1 and 2: the same losses, gradient norms and weights in every layout, equal to the plain definition's.
+
+The layouts run through the real command's code, `sppo_megatron.train.run`, on the real Megatron-Core; one torchrun for
+all cases of a number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+sys.path.insert(0, str(HERE))
+
+import models  # noqa: E402
+import reference  # noqa: E402
+from cases import CASES, Case  # noqa: E402
+
+TOLERANCE = 3e-4  # relative, fp32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("layouts")
+    for kind in models.CONFIGS:
+        models.make_model(kind, path / kind)
+    models.write_rollouts(path / "rollouts.jsonl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def outputs(folder: Path):
+    """The output folder of a case; all cases of a world size run when the first is asked for."""
+
+    @cache
+    def run(world_size: int) -> None:
+        runs = [(case.name, overrides(case, folder)) for case in CASES if case.world_size == world_size]
+        todo = folder / f"runs-{world_size}.json"
+        todo.write_text(json.dumps(runs))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+        done = subprocess.run(
+            [*command, str(HERE / "worker.py"), str(todo)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+    def of(case: Case) -> Path:
+        run(case.world_size)
+        return folder / "out" / case.name
+
+    return of
+
+
+def overrides(case: Case, folder: Path) -> list[str]:
+    s = case.settings
+    values = {
+        "model.hf_path": folder / case.model,
+        "model.make_vocab_size_divisible_by": 4,
+        "precision.dtype": "fp32",
+        "rollout.engine": "replay",
+        "rollout.path": folder / "rollouts.jsonl",
+        "rollout.temperature": s.temperature,
+        "objective.eta": s.eta,
+        "objective.baseline": s.baseline,
+        "objective.loss_agg_mode": "seq-mean-token-mean" if s.length_weight else "seq-mean-token-sum",
+        "objective.loss_scale": "kimi" if s.kimi_scale else "sppo",
+        "train.iterations": s.iterations,
+        "train.prompts_per_iteration": s.groups_per_iteration,
+        "train.epochs_per_iteration": s.epochs,
+        "train.minibatch_size": s.minibatch_size,
+        "train.shuffle": "false",
+        "optimizer.lr": s.lr,
+        "optimizer.weight_decay": s.weight_decay,
+        "optimizer.adam_eps": s.adam_eps,
+        "optimizer.clip_grad": s.clip_grad,
+        "logger.tensorboard": "false",
+        "logger.progress": "false",
+        "output_dir": folder / "out" / case.name,
+    }
+    return [f"{key}={value}" for key, value in (values | case.overrides).items()]
+
+
+@cache
+def expected(folder: Path, model: str, settings: reference.Settings) -> reference.Result:
+    return reference.train(folder / model, folder / "rollouts.jsonl", settings)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_equals_plain_definition(case: Case, folder: Path, outputs) -> None:
+    output = outputs(case)
+    want = expected(folder, case.model, case.settings)
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(want.losses) + 1))
+    assert [line["loss"] for line in lines] == pytest.approx(want.losses, rel=TOLERANCE)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(want.grad_norms, rel=TOLERANCE)
+
+    final = load_file(output / "hf" / "model.safetensors")
+    tied = {"lm_head.weight"} if "tied" in case.model or case.model == "qwen3" else set()
+    assert final.keys() == want.final.keys() - tied
+    for name, weight in final.items():
+        # relative to the update, not to the weight: a run that learned nothing would pass the latter
+        update = (want.final[name] - want.start[name]).norm()
+        error = (weight - want.final[name]).norm() / update
+        assert error <= 10 * TOLERANCE, f"{name}: error {error:.1e} of the update"
+        assert torch.allclose(weight, want.final[name], rtol=TOLERANCE, atol=TOLERANCE * float(weight.abs().max()))

@@ -1,0 +1,154 @@
+"""Imports go down only: the floors of the design, read from the source of every module."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sppo_megatron
+
+PACKAGE = "sppo_megatron"
+ROOT = Path(sppo_megatron.__file__).parent
+FLOORS = {
+    **dict.fromkeys(("config", "types", "validation"), 0),
+    **dict.fromkeys(("parallel", "objective"), 1),
+    **dict.fromkeys(("rollout", "weight_sync", "reward", "data", "tracking"), 2),
+    **dict.fromkeys(("policy", "conversion"), 3),
+    **dict.fromkeys(("configuration", "trainer", "evaluation", "trainer_state", "assembly"), 4),
+    "train": 5,
+}
+# What a room may import of the package besides itself, where that is less than its floor allows.
+ONLY = {"config": set(), "types": set(), "validation": {"config"}, "parallel": set(), "objective": set()}
+# Third-party packages that only some rooms may import.
+ROOMS_OF = {
+    "megatron": {"policy"},
+    "transformer_engine": {"policy"},
+    "vllm": {"rollout", "weight_sync"},
+}
+
+
+def imports_of(module: str, source: str, is_package: bool = False) -> set[str]:
+    """Absolute dotted names that a module imports, inside functions and `if TYPE_CHECKING` too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                start = ".".join([*parents, *([node.module] if node.module else [])])
+            found.update([f"{start}.{alias.name}" for alias in node.names])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            if isinstance(node.args[0], ast.Constant):
+                found.add(str(node.args[0].value))
+    return found
+
+
+def room_of(name: str) -> str | None:
+    """`sppo_megatron.data.prompts` -> `data`; None for the package itself and for the outside."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == PACKAGE and len(parts) > 1 and parts[1] in FLOORS else None
+
+
+def violations(module: str, imported: set[str]) -> list[str]:
+    room = room_of(module)
+    assert room is not None, f"{module} has no floor: give it one in the design and here"
+    problems = []
+    for name in sorted(imported):
+        top, other = name.partition(".")[0], room_of(name)
+        if top in ROOMS_OF and room not in ROOMS_OF[top]:
+            problems.append(f"{module} imports {name}, which is for {', '.join(sorted(ROOMS_OF[top]))} alone")
+        if other is None or other == room:
+            continue
+        if FLOORS[other] > FLOORS[room] or (room in ONLY and other not in ONLY[room]):
+            problems.append(f"{module} (floor {FLOORS[room]}) imports {name} (floor {FLOORS[other]})")
+    return problems
+
+
+def modules() -> dict[str, Path]:
+    paths = sorted(ROOT.rglob("*.py"))
+    names = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in paths}
+    return {name.removesuffix(".__init__"): path for name, path in names.items()}
+
+
+MODULES = modules()
+IMPORTS = {
+    name: imports_of(name, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+    for name, path in MODULES.items()
+}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != PACKAGE])
+def test_imports_go_down(module):
+    assert violations(module, IMPORTS[module]) == []
+
+
+def test_the_package_itself_imports_the_objective_alone():
+    assert {room_of(name) for name in IMPORTS[PACKAGE]} - {None} == {"objective"}
+
+
+def test_no_cycles_between_rooms():
+    edges = {(room_of(module), room_of(name)) for module, names in IMPORTS.items() for name in names}
+    below = {room: {b for a, b in edges if a == room and b not in (None, room)} for room in FLOORS}
+    while below:
+        leaves = [room for room, others in below.items() if not others & below.keys()]
+        assert leaves, f"a cycle among {sorted(below)}: {below}"
+        for room in leaves:
+            del below[room]
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "what"),
+    [
+        ("sppo_megatron.data.prompts", "from sppo_megatron.trainer import Trainer", "floor 4"),
+        ("sppo_megatron.data.prompts", "def f():\n    import sppo_megatron.policy.policy", "floor 3"),
+        ("sppo_megatron.data.prompts", "from ..policy import model", "floor 3"),
+        ("sppo_megatron.data.prompts", "from sppo_megatron import policy", "floor 3"),
+        ("sppo_megatron.objective.pairwise", "from sppo_megatron.config import Config", "floor 0"),
+        ("sppo_megatron.parallel.reduce", "from sppo_megatron.objective import win_rates", "floor 1"),
+        ("sppo_megatron.validation", "from sppo_megatron.types import Group", "floor 0"),
+        ("sppo_megatron.trainer", "def f():\n    from megatron.core import parallel_state", "policy alone"),
+        ("sppo_megatron.conversion.save", "import transformer_engine.pytorch as te", "policy alone"),
+        ("sppo_megatron.policy.model", "import vllm", "rollout, weight_sync alone"),
+        ("sppo_megatron.reward.worker", "import importlib\nimportlib.import_module('vllm')", "rollout"),
+    ],
+)
+def test_a_violation_is_found(module, source, what):
+    (problem,) = violations(module, imports_of(module, source))
+    assert what in problem
+
+
+LIGHT = """
+import importlib.abc, importlib.util, sys
+ALLOWED = {"torch", "numpy", "sppo_megatron", *sys.stdlib_module_names}
+class Nothing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] not in ALLOWED:
+            raise ImportError(f"{name} is blocked")
+import torch, numpy, torch.distributed  # what these need themselves is their affair
+before = set(sys.modules)
+sys.meta_path.insert(0, Nothing())
+for name in %r:
+    importlib.import_module(name)
+new = {name.partition(".")[0] for name in set(sys.modules) - before} - ALLOWED
+assert not new, new
+try:
+    import sppo_megatron.configuration
+except ImportError as error:
+    assert "blocked" in str(error)
+else:
+    raise AssertionError("nothing was blocked")
+"""
+
+
+def test_the_light_part_needs_torch_and_numpy_alone():
+    light = [name for name in MODULES if FLOORS.get(room_of(name) or "", 9) <= 1] + [PACKAGE]
+    code = LIGHT % (light,)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
