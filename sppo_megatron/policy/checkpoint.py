@@ -55,6 +55,7 @@ class Checkpointer:
         With async_save the tensors are snapshotted now and written while training goes on; `finalize` waits for them.
         """
         self.finalize()
+        self._policy.synchronize_parameters()
         final = self._folder / checkpoint_name(step)
         partial = final.with_name(final.name + ".partial")
         if dist.get_rank() == 0:

@@ -43,6 +43,10 @@ class LogProbHead:
         self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, context: MicroBatch, **_
     ) -> Tensor:
         """hidden_states [s, b, h] -> [n] fp32 nats, or [2, n] with the entropy below the log-probs."""
+        for hook in output_layer._forward_pre_hooks.values():
+            # The weight is read without calling the module: what waits for the distributed optimizer's overlapped
+            # parameter all-gather must be run by hand.
+            hook(output_layer, ())
         if self.sequence_parallel:
             # The gradient that comes back is complete on every rank: it is cut, not summed again.
             hidden_states = gather_from_sequence_parallel_region(

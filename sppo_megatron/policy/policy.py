@@ -70,6 +70,7 @@ class Policy:
         self.optimizer = build_optimizer(self.chunks, run, groups)
         self.scheduler = build_scheduler(self.optimizer, run, total_steps)
         self.uses_distributed_optimizer = run.optimizer.use_distributed_optimizer
+        self._overlaps_param_gather = run.parallelism.overlap_param_gather
         self._connect_schedule(run)
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
@@ -88,6 +89,12 @@ class Policy:
         if run.parallelism.overlap_grad_reduce:
             functions = [chunk.no_sync for chunk in self.chunks]
             self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
+
+    def synchronize_parameters(self) -> None:
+        """Ends the overlapped parameter all-gather of the last step: before weights are read outside a forward pass."""
+        if self._overlaps_param_gather:
+            for chunk in self.chunks:
+                chunk.start_param_sync(force_sync=True)
 
     @property
     def is_last_stage(self) -> bool:
@@ -216,6 +223,7 @@ class Policy:
 
     def export_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by Hugging Face names, streamed, the same on every rank; every rank iterates to the end."""
+        self.synchronize_parameters()
         return stream_hf_tensors(
             dict(named_parameters(self.chunks)),
             self.parameter_layouts,

@@ -50,7 +50,7 @@ def _truncate(logits: Tensor, params: SamplingParams) -> Tensor:
         threshold = logits.topk(min(params.top_k, logits.shape[1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if params.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # ties: the lower token first
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
         logits = logits.masked_fill((before >= params.top_p).scatter(1, order, before >= params.top_p), -torch.inf)

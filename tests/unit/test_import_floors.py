@@ -44,9 +44,8 @@ def imports_of(module: str, source: str, is_package: bool = False) -> set[str]:
                 parents = parents[: len(parents) - node.level + is_package]
                 start = ".".join([*parents, *([node.module] if node.module else [])])
             found.update([f"{start}.{alias.name}" for alias in node.names])
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
-            if isinstance(node.args[0], ast.Constant):
-                found.add(str(node.args[0].value))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found.update(str(value.value) for value in node.args[:1] if isinstance(value, ast.Constant))
     return found
 
 

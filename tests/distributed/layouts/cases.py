@@ -14,6 +14,7 @@ SP = "parallelism.sequence_parallel"
 PACKED = "train.max_tokens_per_micro_batch"
 ROWS = "train.micro_batch_size"
 PLAIN_ADAM = {"optimizer.use_distributed_optimizer": "false"}
+OVERLAPPED = {"parallelism.overlap_grad_reduce": "true", "parallelism.overlap_param_gather": "true"}
 
 LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
 KIMI = Settings(kimi_scale=True, baseline="log_partition", eta=4.0, minibatch_size=4)
@@ -55,7 +56,8 @@ CASES = [
     Case("dp2-distributed-optimizer", 2, {ROWS: 2}),
     Case("dp2-plain-adam", 2, {ROWS: 1, **PLAIN_ADAM}),
     Case("dp2-packed-length-weighted", 2, {PACKED: 48}, settings=LENGTH_WEIGHTED),
-    Case("dp2-overlapped", 2, {"parallelism.overlap_grad_reduce": "true", "parallelism.overlap_param_gather": "true"}),
+    Case("dp2-overlapped", 2, OVERLAPPED),
+    Case("dp2-overlapped-qwen2-untied", 2, OVERLAPPED, "qwen2"),
     Case("tp4", 4, {TP: 4, ROWS: 2}),
     Case("tp2-pp2", 4, {TP: 2, PP: 2, ROWS: 2}),
     Case("tp2-sp-pp2-vpp2-packed", 4, {TP: 2, SP: "true", PP: 2, VPP: 2, PACKED: 48}),
