@@ -1,0 +1,87 @@
+"""A tiny model with a tokenizer and prompts, made by the demo's own code, and runs of the real command on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_log_probs", "seconds_train", "tokens_per_second")
+
+
+def demo_module():
+    spec = importlib.util.spec_from_file_location("demo_prepare", ROOT / "examples" / "demo" / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_task(folder: Path) -> Path:
+    """folder/start, folder/train.jsonl, folder/eval.jsonl: the demo's task with an untrained model."""
+    demo = demo_module()
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = demo.make_numbers(40, seed=1)
+    demo.write_prompts(folder / "train.jsonl", numbers[:32])
+    demo.write_prompts(folder / "eval.jsonl", numbers[32:])
+    demo.make_tokenizer().save_pretrained(folder / "start")
+    demo.make_model(seed=1).save_pretrained(folder / "start")
+    return folder
+
+
+def overrides(task: Path, output: Path, **changes: object) -> list[str]:
+    """An online run of three iterations with three optimizer steps each."""
+    values = {
+        "precision": "fp32",
+        "objective": "sppo_mean",
+        "model.hf_path": task / "start",
+        "model.make_vocab_size_divisible_by": 8,
+        "data.train_path": task / "train.jsonl",
+        "data.eval_path": task / "eval.jsonl",
+        "reward.kind": "character_share",
+        "rollout.num_samples_per_prompt": 4,
+        "rollout.max_response_length": 6,
+        "train.iterations": 3,
+        "train.prompts_per_iteration": 6,
+        "train.minibatch_size": 8,
+        "train.micro_batch_size": 4,
+        "optimizer.lr": 1e-3,
+        "logger.tensorboard": "false",
+        "output_dir": output,
+    }
+    return [f"{key}={value}" for key, value in (values | changes).items()]
+
+
+def command(arguments: list[str], ranks: int) -> list[str]:
+    launcher = [] if ranks == 1 else ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+    return [sys.executable, "-m", *launcher, "sppo_megatron.train", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+
+
+def run(arguments: list[str], ranks: int = 1, timeout: float = 240, cwd: Path | None = None):
+    return subprocess.run(
+        command(arguments, ranks),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=cwd,
+    )
+
+
+def steps(output: Path) -> list[dict]:
+    """The lines of optimizer steps, without what depends on the clock."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in lines if "step" in line]
+
+
+def evaluations(output: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "eval_step" in line]
