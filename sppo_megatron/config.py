@@ -44,7 +44,10 @@ class ParallelismConfig:
 
 @dataclass
 class PrecisionConfig:
-    """dtype: fp32 | bf16 | fp16. fp8: null | hybrid | e4m3, with fp8_recipe: delayed | tensorwise | blockwise | mxfp8."""
+    """dtype: fp32 | bf16 | fp16.
+
+    fp8: null | hybrid | e4m3, with fp8_recipe: delayed | tensorwise | blockwise | mxfp8.
+    """
 
     dtype: str = "bf16"
     fp8: str | None = None
@@ -152,7 +155,11 @@ class OptimizerConfig:
 
 @dataclass
 class DataConfig:
-    """Prompts: JSONL, one object a line, with prompt_key (text, or messages when apply_chat_template) and answer_key."""
+    """Prompts are JSONL, one object a line: prompt_key holds text or chat messages, answer_key the ground truth.
+
+    apply_chat_template: text becomes one user message, and the tokenizer's template is applied.
+    max_prompt_length: tokens; longer prompts are dropped and counted.
+    """
 
     train_path: str | None = None
     eval_path: str | None = None

@@ -6,6 +6,7 @@ Hydra's compose API is used and not its decorator, so that nothing is written an
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,28 +44,49 @@ def compose_config(overrides: Sequence[str], *, extra_folder: str | None = None)
         typed: Any = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
+    unknown = sorted(set(_keys_in(composed)) - set(_known_keys()))
+    if unknown:  # `+key=value` gets past the schema, and nothing would read it
+        raise ConfigError("\n".join(f"{key} is not a known key{_suggestion(key)}" for key in unknown))
     return typed, composed
 
 
 def _explain(error: Exception) -> str:
-    """The innermost reason in one line, with a suggestion for a key that isn't known."""
+    """The reasons in one line, with a suggestion for a key or an option that isn't known."""
     reasons = []
     cause: BaseException | None = error
     while cause is not None:
         reasons.append(str(cause).strip().splitlines()[0])
         cause = cause.__cause__
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-    known = [f"{group.name}.{key.name}" for group in fields(Config) for key in _keys_of(group)]
-    words = [word.strip("'\".,=+") for reason in reasons for word in reason.split()]
-    near = [
-        match
-        for word in words
-        if "." in word and word not in known
-        for match in difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    ]
-    return f"{text}; did you mean {', '.join(dict.fromkeys(near))}?" if near else text
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{text}: choose one of {', '.join(error.options)}"
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    return text + _suggestion(unknown[1]) if unknown else text
 
 
-def _keys_of(group: Any) -> Sequence[Any]:
-    default = group.default_factory() if callable(group.default_factory) else None
-    return fields(default) if hasattr(default, "__dataclass_fields__") else ()
+def _suggestion(key: str) -> str:
+    """The known keys nearest to one that isn't known, by their last names where it has no group."""
+    known = _known_keys()
+    if key in known:
+        return ""
+    names = {name: [name] for name in known}
+    if "." not in key:
+        for name in known:
+            names.setdefault(name.rpartition(".")[2], []).append(name)
+    near = [name for match in difflib.get_close_matches(key, names, n=3, cutoff=0.6) for name in names[match]]
+    return f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
+
+
+def _known_keys() -> list[str]:
+    """Every key of the schema, groups by their own name too."""
+    keys = []
+    for group in fields(Config):
+        default = group.default_factory() if callable(group.default_factory) else None
+        keys += [group.name, *(f"{group.name}.{key.name}" for key in fields(default))] if default else [group.name]
+    return keys
+
+
+def _keys_in(composed: DictConfig) -> list[str]:
+    groups = {str(group): node for group, node in composed.items_ex(resolve=False)}
+    inner = [f"{group}.{key}" for group, node in groups.items() if isinstance(node, DictConfig) for key in node]
+    return [*groups, *inner]

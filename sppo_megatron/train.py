@@ -1,7 +1,7 @@
-"""The command: `torchrun ... -m sppo_megatron.train [overrides]`, or plain `python -m sppo_megatron.train` for one process.
+"""The command: `torchrun ... -m sppo_megatron.train [overrides]`, for one process `python -m sppo_megatron.train`.
 
-A configuration that can't run ends with exit code 2 and one message from rank 0, before anything expensive: that is why
-the heavy parts are imported inside `run`.
+A configuration that can't run ends with exit code 2 and one message from rank 0, before anything expensive: that is
+why the heavy parts are imported inside `run`.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class Trainer:
             raise RuntimeError(
                 f"before the first update of iteration {self.state.iteration} the largest |log π_θ − log π_t| is "
                 f"{metrics['log_ratio_abs_max']:.3g} nats and should be 0 up to rounding (bound {bound:.3g}): "
-                "the training pass does not compute what the log-prob pass does; try another parallel layout and report it"
+                "the training pass does not compute what the log-prob pass does; try another layout and report it"
             )
 
     # ---------------------------------------------------------------- evaluation, checkpoints, resume

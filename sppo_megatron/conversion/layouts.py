@@ -143,8 +143,8 @@ class GatedMlp:
 class QueryKeyValue:
     """linear_qkv: for each key-value group its queries, its key and its value, one group after the other.
 
-    Serves weights [heads · head_dim, hidden] and biases [heads · head_dim]. The rows of the interleaved tensor are split
-    evenly over tensor-parallel ranks, also where there are more ranks than groups.
+    Serves weights [heads · head_dim, hidden] and biases [heads · head_dim]. The rows of the interleaved tensor are
+    split evenly over tensor-parallel ranks, also where there are more ranks than groups.
     """
 
     names: tuple[str, str, str]

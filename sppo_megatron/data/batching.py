@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ class Layout:
 class MicroBatch:
     """One forward pass of one context-parallel rank. n = its response tokens, S = sequences of the micro-batch.
 
-    tokens, position_ids: int64 [b, s/cp]. cu_seqlens: int32 [segments + 1] where packed, over all context-parallel ranks.
+    tokens, position_ids: int64 [b, s/cp]. cu_seqlens: int32 [segments + 1] where packed, of the whole sequence.
     rows: int64 [n], where in the flattened [s/cp · b] hidden states the tokens that predict a response token are.
     labels: int64 [n], the predicted tokens. sequence_ids: int64 [n] in [0, S). response_positions: int64 [n].
     old_log_probs, rollout_log_probs: float32 [n]. The rest is float32 [S]; every sequence is complete over the
@@ -117,10 +118,11 @@ class MicroBatch:
         """A copy whose tensors are on the device."""
         if device.type == "cpu":
             return self
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return MicroBatch(
-            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = value.to(device, non_blocking=True)
+        return MicroBatch(**values)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -242,7 +244,7 @@ def _segment_boundaries(samples: Sequence[Sample], layout: Layout, total: int) -
 
 def _fill_grid(samples: Sequence[Sample], layout: Layout, b: int, s: int) -> dict[str, np.ndarray]:
     """Each array is [b, s]; response_position is −1 where nothing of a response is predicted."""
-    grid = {
+    grid: dict[str, np.ndarray] = {
         "token": np.zeros((b, s), np.int64),
         "position": np.zeros((b, s), np.int64),
         "label": np.zeros((b, s), np.int64),

@@ -21,7 +21,7 @@ def build_samples(
     mode = objective.sequence_weight or objective.loss_agg_mode
     weights = sequence_weights(targets.lengths, mode, max_length=max_response_length)
     win_rates = targets.win_rates if targets.win_rates is not None else torch.full_like(targets.rewards, 0.5)
-    samples = []
+    samples: list[Sample] = []
     for group in groups:
         for response in group.responses:
             index = len(samples)
@@ -94,7 +94,7 @@ def build_units(samples: Sequence[Sample], groups: Sequence[Group], targets: Tar
 def minibatches(
     units: Sequence[Unit], minibatch_size: int | None, epochs: int, *, shuffle: bool, seed: int, iteration: int
 ) -> list[list[Unit]]:
-    """The mini-batches of one iteration, in order. minibatch_size counts sequences; the last of an epoch may be smaller.
+    """The mini-batches of one iteration, in order. minibatch_size counts sequences; an epoch's last may be smaller.
 
     A pure function of its arguments, so a resumed run has the same ones.
     """

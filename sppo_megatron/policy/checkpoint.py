@@ -1,7 +1,7 @@
 """Training checkpoints by Megatron-Core's dist_checkpointing: complete or absent, loadable on another layout.
 
-A checkpoint is the folder `step_NNNNNNNN`. It is written as `step_NNNNNNNN.partial` and renamed when every byte of it is
-on the disk, so a folder without that suffix is whole.
+A checkpoint is the folder `step_NNNNNNNN`. It is written as `step_NNNNNNNN.partial` and renamed when every byte of it
+is on the disk, so a folder without that suffix is whole.
 """
 
 from __future__ import annotations

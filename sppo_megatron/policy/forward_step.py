@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -53,16 +53,17 @@ class LogProbHead:
                 hidden_states, tensor_parallel_output_grad=False, group=self.groups.tp
             )
         hidden = hidden_states.flatten(0, 1).index_select(0, context.rows)
+        weight = cast(Tensor, output_layer.weight if output_weight is None else output_weight)
         result = vocab_parallel_linear_log_probs(
             hidden,
-            output_layer.weight if output_weight is None else output_weight,
+            weight,
             context.labels,
             tp_group=self.groups.tp if self.groups.tp.size() > 1 else None,
             vocab_size=self.vocab_size,
             temperature=self.temperature,
             with_entropy=self.with_entropy,
         )
-        return torch.stack(result) if self.with_entropy else result
+        return torch.stack(result) if isinstance(result, tuple) else result
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""Which modules a transformer layer is made of: Transformer Engine's where it is installed, plain torch ones elsewhere."""
+"""Which modules a layer is made of: Transformer Engine's where it is installed, plain torch ones elsewhere."""
 
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
@@ -21,18 +22,17 @@ def has_transformer_engine() -> bool:
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
-class TorchNorm:
-    """Builds torch's RMSNorm the way Megatron builds its norms.
+class TorchNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm, constructed the way Megatron constructs its norms.
 
     Under sequence parallelism each rank norms its own slice of the sequence, so the weight's gradient is a partial
     sum: the mark makes `finalize_model_grads` all-reduce it over the tensor-parallel group.
     """
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **kwargs) -> torch.nn.Module:
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        norm = torch.nn.RMSNorm(hidden_size, eps=eps, dtype=config.params_dtype, device=device)
-        norm.weight.sequence_parallel = config.sequence_parallel
-        return norm
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=device)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
 
 def decoder_spec(

@@ -27,6 +27,7 @@ def build_loss(objective: ObjectiveConfig) -> Loss:
         )
 
     def pairwise(log_ratio: Tensor, batch: MicroBatch) -> LossSums:
+        assert objective.pairwise is not None
         valid = batch.lengths > 0
         return pairwise_loss(
             log_ratio[0::2],

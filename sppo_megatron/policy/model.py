@@ -121,9 +121,10 @@ def wrap_data_parallel(
 
 def unwrap(chunk: nn.Module) -> GPTModel:
     """The GPTModel inside its wrappers."""
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return chunk
+    model: Any = chunk
+    while hasattr(model, "module"):
+        model = model.module
+    return model
 
 
 def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,7 @@ from sppo_megatron.policy.precision import optimizer_fields
 
 
 def build_optimizer(chunks: list[nn.Module], run: Config, groups: ProcessGroupCollection) -> MegatronOptimizer:
-    """Adam with decoupled weight decay on matrices (not on norms and biases), gradients clipped by their global norm."""
+    """Adam with decoupled weight decay on matrices (not norms and biases); gradients clipped by their global norm."""
     o = run.optimizer
     config = OptimizerConfig(
         optimizer="adam",

@@ -66,7 +66,7 @@ class Policy:
             tp_rank=groups.tp.rank(),
             tp_size=groups.tp.size(),
         )
-        self.chunks = wrap_data_parallel(chunks, self.config, run, groups)
+        self.chunks: list[Any] = wrap_data_parallel(chunks, self.config, run, groups)
         self.optimizer = build_optimizer(self.chunks, run, groups)
         self.scheduler = build_scheduler(self.optimizer, run, total_steps)
         self.uses_distributed_optimizer = run.optimizer.use_distributed_optimizer

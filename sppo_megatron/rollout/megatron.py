@@ -12,7 +12,7 @@ from sppo_megatron.types import Group, Prompt, Response
 
 
 class TokenGenerator(Protocol):
-    """A model that continues token sequences, spread over ranks as it likes; every rank calls it and gets all results."""
+    """A model that continues token sequences, spread over ranks as it likes. Every rank calls it and gets all."""
 
     def generate(
         self, prompts: Sequence[np.ndarray], uniforms: Sequence[np.ndarray], params: SamplingParams, batch_size: int

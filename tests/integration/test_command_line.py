@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_task  # noqa: E402
+from tests.integration import tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +41,7 @@ def test_bad_configuration(name: str, task: Path, tmp_path: Path) -> None:
     assert done.returncode == (2 if ranks == 1 else 1)  # torchrun's own code is 1
     if ranks > 1:
         assert "exitcode  : 2" in done.stderr
-    assert "Traceback (most recent call last):\n  File \"<frozen runpy>\"" not in done.stdout
+    assert 'Traceback (most recent call last):\n  File "<frozen runpy>"' not in done.stdout
     assert not (tmp_path / "run").exists()
     assert seconds < 20 + 10 * (ranks - 1), f"took {seconds:.0f} s"
 

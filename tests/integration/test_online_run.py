@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_task  # noqa: E402
+from tests.integration import tiny_task
 
 REQUIRED = {"step", "iteration", "loss", "grad_norm", "lr", "reward_mean", "log_ratio_abs_max"}
 DIAGNOSTICS = {
@@ -92,9 +89,7 @@ def test_output_folder(output: Path) -> None:
     assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["step_00000009"]
     model = AutoModelForCausalLM.from_pretrained(output / "hf")
     start = AutoModelForCausalLM.from_pretrained(output.parent / "task" / "start")
-    changed = [
-        float((a - b).abs().max()) for a, b in zip(model.parameters(), start.parameters(), strict=True)
-    ]
+    changed = [float((a - b).abs().max()) for a, b in zip(model.parameters(), start.parameters(), strict=True)]
     assert min(changed) > 0
     tokenizer = AutoTokenizer.from_pretrained(output / "hf")
     assert tokenizer.decode(tokenizer.encode("12=")) == "12="

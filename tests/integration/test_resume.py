@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,9 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_task  # noqa: E402
+from tests.integration import tiny_task
 
 SAVE_EVERY = {"checkpoint.save_interval": 2, "eval.interval": 1}
 

@@ -289,7 +289,8 @@ def install() -> None:
     """
     if torch.cuda.is_available():
         return
-    if f"{_PACKAGE}.core" in sys.modules:
+    # An import of megatron.core that failed (it needs triton) leaves submodules behind.
+    if any(f"{name}.".startswith(f"{_PACKAGE}.core.") for name in sys.modules):
         raise RuntimeError(
             "megatron.core was imported before sppo_megatron.policy: import sppo_megatron.policy first, "
             "so that Megatron-Core can be given a CPU device"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reference import Settings
+from tests.distributed.layouts.reference import Settings
 
-TP, PP, VPP = (
-    f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline")
-)
+TP, PP, VPP = (f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline"))
 CP = "parallelism.context_parallel_size"
 SP = "parallelism.sequence_parallel"
 PACKED = "train.max_tokens_per_micro_batch"
@@ -16,6 +14,7 @@ ROWS = "train.micro_batch_size"
 PLAIN_ADAM = {"optimizer.use_distributed_optimizer": "false"}
 OVERLAPPED = {"parallelism.overlap_grad_reduce": "true", "parallelism.overlap_param_gather": "true"}
 
+PLAIN = Settings()
 LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
 KIMI = Settings(kimi_scale=True, baseline="log_partition", eta=4.0, minibatch_size=4)
 
@@ -26,7 +25,7 @@ class Case:
     world_size: int
     overrides: dict[str, object] = field(default_factory=dict)
     model: str = "qwen2-tied"
-    settings: Settings = Settings()
+    settings: Settings = PLAIN
 
 
 CASES = [

@@ -17,13 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed.layouts import models, reference
+from tests.distributed.layouts.cases import CASES, Case
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-sys.path.insert(0, str(HERE))
-
-import models  # noqa: E402
-import reference  # noqa: E402
-from cases import CASES, Case  # noqa: E402
 
 TOLERANCE = 3e-4  # relative, fp32
 

@@ -1,4 +1,4 @@
-"""Every layout against an explicit definition of Megatron's order, and its two functions against each other, bitwise."""
+"""Every layout against an explicit definition of Megatron's order, and there and back again, bitwise."""
 
 from __future__ import annotations
 

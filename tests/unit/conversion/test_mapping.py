@@ -40,9 +40,8 @@ def test_megatron_names(hf_model):
 
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 def test_the_whole_model_goes_there_and_back_bitwise(hf_model, stored, tp_size):
+    """With 2 and with 1 key-value heads, so also on more ranks than those."""
     config = hf_model.config
-    if tp_size == 4 and config.model_type == "qwen2":
-        assert config.num_key_value_heads < tp_size  # more ranks than key-value heads are among the cases
     back = {}
     for layout in layouts_of(config, tp_size=tp_size).values():
         sources = [stored[name] for name in layout.hf_names]

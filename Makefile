@@ -1,0 +1,60 @@
+# make demo | test | fast | lint | setup: everything is installed into .venv, nothing by hand.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements/constraints.txt
+TORCHRUN := $(BIN)/python -m torch.distributed.run --standalone
+DEMO_OUTPUT := outputs/demo
+
+# One thread per rank: ranks share the cores.
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup test fast lint format demo clean
+
+setup: $(VENV)/.setup
+
+# torch first and pinned, since an unpinned one may be another build. megatron-core 0.19.2 declares Python 3.12 and
+# newer, ships wheels for 3.11 and works there; its extras exclude vLLM, so it comes without dependencies.
+$(VENV)/.setup: pyproject.toml requirements/constraints.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --no-deps --ignore-requires-python megatron-core==0.19.2
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.setup-test: $(VENV)/.setup
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.setup-lint: $(VENV)/.setup
+	$(PIP) --editable '.[lint]'
+	touch $@
+
+# The whole CPU suite.
+test: $(VENV)/.setup-test
+	$(BIN)/python -m pytest
+
+# Unit tests only.
+fast: $(VENV)/.setup-test
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(VENV)/.setup-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.setup-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# A small model learns by online SPPO on two CPU processes (tensor parallel 2), some minutes. Each call is a new run.
+demo: $(VENV)/.setup
+	$(BIN)/python examples/demo/prepare.py --output $(DEMO_OUTPUT)
+	rm -rf $(DEMO_OUTPUT)/run
+	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
+
+clean:
+	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache
