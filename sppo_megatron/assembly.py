@@ -15,14 +15,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppo_megatron.config import Config
 from sppo_megatron.conversion.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.conversion.families import FAMILIES
+from sppo_megatron.conversion.fused_experts import by_expert
 from sppo_megatron.conversion.hf_checkpoint import HFTensors, RandomTensors, SafetensorsFolder
 from sppo_megatron.conversion.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder, stop_token_ids
 from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.conversion.save import save_hf_folder
 from sppo_megatron.data.prompts import PromptStream, load_prompts
 from sppo_megatron.data.samples import steps_per_iteration
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.evaluation import Evaluator
-from sppo_megatron.policy.checkpoint import Checkpointer, latest_checkpoint
+from sppo_megatron.policy.checkpoint import Checkpointer, check_fits
+from sppo_megatron.policy.checkpoint_folder import check_whole, latest_checkpoint
 from sppo_megatron.policy.generate import Generator
 from sppo_megatron.policy.initialize import (
     destroy_model_parallel,
@@ -30,6 +34,7 @@ from sppo_megatron.policy.initialize import (
     initialize_model_parallel,
 )
 from sppo_megatron.policy.policy import Policy
+from sppo_megatron.preemption import PreemptionGuard
 from sppo_megatron.reward.scorer import RewardScorer
 from sppo_megatron.rollout.megatron import MegatronEngine
 from sppo_megatron.rollout.protocol import RolloutEngine
@@ -40,7 +45,7 @@ from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.trainer import Trainer
 from sppo_megatron.trainer_state import TrainerState
 from sppo_megatron.types import Prompt
-from sppo_megatron.validation import ConfigError, check_layout
+from sppo_megatron.validation import check_layout
 from sppo_megatron.weight_sync.in_process import InProcessSync
 
 logger = logging.getLogger(__name__)
@@ -96,7 +101,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
     """The trainer with everything connected, its checkpoint chosen."""
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
-    resumed_from, state = _agreed(lambda: _find_checkpoint(config))
+    resumed_from, state = _agreed(lambda: _find_checkpoint(config, inputs))
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(composed, output_dir / "config.yaml", resolve=True)
@@ -129,6 +134,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
         is_main=is_main,
         state=state,
         resumed_from=resumed_from,
+        preemption=PreemptionGuard(policy.device),
     )
 
 
@@ -147,20 +153,23 @@ def export_policy(config: Config, parts: Parts) -> None:
 
 
 def close(trainer: Trainer, parts: Parts) -> None:
-    """Ends worker processes and closes files."""
+    """Ends worker processes, gives signals back and closes files."""
+    if trainer.preemption is not None:
+        trainer.preemption.close()
     trainer.rollout.close()
     trainer.tracker.close()
     parts.inputs.scorer.close()
 
 
-def print_results(config: Config, trainer: Trainer, evaluation: dict[str, float], seconds: float) -> None:
+def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
     hf = Path(config.output_dir) / "hf"
     next_steps = [
         ("metrics", f"{config.output_dir}/metrics.jsonl, or: tensorboard --logdir {config.output_dir}/tensorboard"),
         ("the trained policy, in Hugging Face format", str(hf)),
         ("continue from it", f"python -m sppo_megatron.train model.hf_path={hf} output_dir=outputs/next ..."),
     ]
-    print_summary(trainer.state.evaluation_before, evaluation, config.output_dir, next_steps, seconds=seconds)
+    state = trainer.state
+    print_summary(state.evaluation_before, state.evaluation_last, config.output_dir, next_steps, seconds=seconds)
 
 
 # -------------------------------------------------------------------------------------------- inputs
@@ -176,6 +185,8 @@ def _read_inputs(config: Config) -> Inputs:
         num_attention_heads=architecture.num_attention_heads,
         num_query_groups=architecture.num_query_groups,
         ffn_hidden_size=architecture.ffn_hidden_size,
+        num_experts=architecture.mixture and architecture.mixture.num_experts,
+        expert_ffn_hidden_size=architecture.mixture and architecture.mixture.ffn_hidden_size,
     )
     tokenizer = load_tokenizer(folder)
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
@@ -210,16 +221,20 @@ def _prompts(path: str | None, config: Config, tokenizer: Any | None, scorer: Re
 
 def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
     if config.model.init == "hf":
-        return SafetensorsFolder(folder)
+        return by_expert(SafetensorsFolder(folder), FAMILIES[architecture.family].experts)
     shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
     return RandomTensors(shapes, architecture.initializer_range, config.train.seed)
 
 
 def _total_steps(config: Config, inputs: Inputs) -> int:
-    """Optimizer steps of the whole run, for the learning-rate schedule."""
+    """Optimizer steps of the whole run, for the learning-rate schedule; with pairs, where every group has one."""
     size, epochs = config.train.minibatch_size, config.train.epochs_per_iteration
     if inputs.replay is not None:
-        counts = [inputs.replay.responses_in(i) for i in range(config.train.iterations)]
+        iterations = range(config.train.iterations)
+        if config.objective.pairwise:
+            counts = [2 * inputs.replay.groups_in(i) for i in iterations]
+        else:
+            counts = [inputs.replay.responses_in(i) for i in iterations]
     else:
         assert config.train.prompts_per_iteration is not None
         of_group = 2 if config.objective.pairwise else config.rollout.num_samples_per_prompt
@@ -272,10 +287,14 @@ def _evaluator(config: Config, inputs: Inputs, generator: Generator) -> Evaluato
     return Evaluator(_engine(config, inputs, generator, for_evaluation=True), inputs.scorer, inputs.eval_prompts)
 
 
-def _find_checkpoint(config: Config) -> tuple[Path | None, TrainerState]:
+def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, TrainerState]:
     load = config.checkpoint.load
     path = latest_checkpoint(Path(config.output_dir) / "checkpoints") if load == "latest" else load and Path(load)
-    return (path, TrainerState.read(path)) if path else (None, TrainerState())
+    if not path:
+        return None, TrainerState()
+    check_whole(path)
+    check_fits(path, inputs.architecture, config.optimizer.use_distributed_optimizer)
+    return path, TrainerState.read(path)
 
 
 # -------------------------------------------------------------------------------------------- agreement of ranks

@@ -16,6 +16,9 @@ class ModelConfig:
 
     The vocabulary is padded to a multiple of make_vocab_size_divisible_by × tensor_model_parallel_size.
     recompute_granularity: null | selective | full (Megatron's fields of the same names).
+    moe_aux_loss_coeff: weight of the load-balancing loss of a mixture of experts, averaged over micro-batches and added
+    to SPPO's; null = the Hugging Face config's router_aux_loss_coef. At 0 the loss is SPPO's alone, exact in every
+    layout; the balance is that of one micro-batch, so above 0 the result depends on how the mini-batch is cut.
     """
 
     hf_path: str = MISSING
@@ -24,6 +27,7 @@ class ModelConfig:
     recompute_granularity: str | None = None
     recompute_method: str = "uniform"
     recompute_num_layers: int = 1
+    moe_aux_loss_coeff: float | None = 0.0
 
 
 @dataclass
@@ -121,6 +125,10 @@ class TrainConfig:
 
     micro_batch_size: sequences of one padded micro-batch. max_tokens_per_micro_batch: packs sequences (THD) under this
     budget of tokens instead, over all context-parallel ranks together.
+    fused_loss: auto | 'off'. auto computes the regression loss in the LM head, where it keeps the logits of whole
+    sequences as far as logits_budget_mib (MiB on each rank) allows and computes only those of longer ones twice.
+    log_prob_chunk_size: response tokens that the LM head works on at a time, null = chosen from shapes and device.
+    log_prob_kernels: auto (Triton on CUDA where it is installed) | torch | triton.
     """
 
     iterations: int = 100
@@ -129,6 +137,10 @@ class TrainConfig:
     minibatch_size: int | None = None
     micro_batch_size: int = 1
     max_tokens_per_micro_batch: int | None = None
+    fused_loss: str = "auto"
+    logits_budget_mib: int = 512
+    log_prob_chunk_size: int | None = None
+    log_prob_kernels: str = "auto"
     shuffle: bool = True
     seed: int = 1234
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppo_megatron.config import Config
-from sppo_megatron.validation import ConfigError
+from sppo_megatron.errors import ConfigError
 
 
 def config_folder() -> Path:
@@ -88,5 +88,7 @@ def _known_keys() -> list[str]:
 
 def _keys_in(composed: DictConfig) -> list[str]:
     groups = {str(group): node for group, node in composed.items_ex(resolve=False)}
-    inner = [f"{group}.{key}" for group, node in groups.items() if isinstance(node, DictConfig) for key in node]
+    inner = [
+        f"{group}.{key}" for group, node in groups.items() if isinstance(node, DictConfig) for key in map(str, node)
+    ]
     return [*groups, *inner]

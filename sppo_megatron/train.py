@@ -7,6 +7,7 @@ why the heavy parts are imported inside `run`.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -19,9 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppo_megatron.config import Config
 from sppo_megatron.configuration import compose_config, config_folder
-from sppo_megatron.validation import ConfigError, check_config
+from sppo_megatron.errors import ConfigError, TrainingError
+from sppo_megatron.validation import check_config
 
+EXIT_TRAINING_ERROR = 1
 EXIT_CONFIG_ERROR = 2
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by SIGTERM or SIGUSR1, and saved; the same command continues
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,33 +38,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.cfg:
             print(OmegaConf.to_yaml(composed), end="")
             return 0
+        if config.checkpoint.load is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+            config.checkpoint.load = "latest"  # torchrun --max-restarts starts the same command again
         check_config(config, world_size)
         check_output_dir(config)
-        run(config, composed)
+        return run(config, composed)
     except ConfigError as error:
-        return _report(error, rank)
-    return 0
+        return _report(f"configuration error: {error}", rank, EXIT_CONFIG_ERROR)
+    except TrainingError as error:
+        return _report(f"training stopped: {error}", rank, EXIT_TRAINING_ERROR)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _report(f"training stopped: the disk is full: {error}", 0, EXIT_TRAINING_ERROR)
 
 
-def run(config: Config, composed: DictConfig) -> dict[str, float]:
-    """Builds the parts, trains, exports the policy; returns the last evaluation's metrics.
+def run(config: Config, composed: DictConfig) -> int:
+    """Builds the parts, trains, exports the policy; returns the exit code.
 
-    Raises ConfigError, the same on every rank, for what only reading the data and the model can tell.
+    Raises, the same on every rank, ConfigError for what only reading the data and the model can tell, and
+    TrainingError where the run can't go on.
     """
     from sppo_megatron import assembly
+    from sppo_megatron.preemption import Preempted
 
     started = time.perf_counter()
     with assembly.job(config, composed) as parts:
         trainer = assembly.build_trainer(config, composed, parts)
         try:
             with trainer.display:
-                evaluation = trainer.run()
+                trainer.run()
             assembly.export_policy(config, parts)
+        except Preempted as stop:
+            logging.getLogger(__name__).warning("%s", stop)
+            return EXIT_PREEMPTED
         finally:
             assembly.close(trainer, parts)
         if trainer.is_main:
-            assembly.print_results(config, trainer, evaluation, time.perf_counter() - started)
-    return evaluation
+            assembly.print_results(config, trainer, time.perf_counter() - started)
+    return 0
 
 
 def check_output_dir(config: Config) -> None:
@@ -93,13 +109,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _report(error: ConfigError, rank: int) -> int:
+def _report(message: str, rank: int, exit_code: int) -> int:
     """One message, from rank 0. The others wait for it: torchrun ends every process as soon as one has failed."""
     if rank == 0:
-        print(f"configuration error: {error}", file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
     else:
         time.sleep(30)
-    return EXIT_CONFIG_ERROR
+    return exit_code
 
 
 if __name__ == "__main__":

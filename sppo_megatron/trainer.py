@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,10 @@ from sppo_megatron.data.batching import Sample, Unit
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
 from sppo_megatron.data.samples import build_samples, build_units, minibatches, set_old_log_probs
+from sppo_megatron.errors import TrainingError
 from sppo_megatron.evaluation import Evaluator
 from sppo_megatron.objective import degenerate_group_sums, finalize_diagnostics
+from sppo_megatron.preemption import Preempted, PreemptionGuard
 from sppo_megatron.reward.share import Scorer, score_over_ranks
 from sppo_megatron.reward.targets import build_targets
 from sppo_megatron.rollout.protocol import RolloutEngine
@@ -84,17 +86,19 @@ class Trainer:
     is_main: bool
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
+    preemption: PreemptionGuard | None = None
+    saved_step: int = -1
 
-    def run(self) -> dict[str, float]:
-        """Trains to the end and returns the last evaluation's metrics (empty without an evaluator)."""
+    def run(self) -> None:
+        """Trains to the end. Raises Preempted, after saving, where the job was told to stop."""
         iteration = self._resume()
-        if self.state.step == 0:
+        if self.resumed_from is None:
             self.state.evaluation_before = self._evaluate()
-        evaluation = self.state.evaluation_before
-        saved_step = self.state.step if self.resumed_from else -1
         while self.state.iteration < self.config.train.iterations:
+            self._stop_if_preempted(iteration)
             iteration = iteration or self._prepare()
             for units in iteration.minibatches[self.state.minibatch :]:
+                self._stop_if_preempted(iteration)
                 self._train_step(units, iteration)
                 is_last = self.state.minibatch == len(iteration.minibatches)
                 if not is_last and self._is_save_step():
@@ -104,16 +108,13 @@ class Trainer:
             self.state.iteration_metrics = {}
             self.weight_sync.push(self.policy.export_weights(), self.state.step)
             if self._is_evaluation():
-                evaluation = self._evaluate()
+                self._evaluate()
             if iteration.minibatches and self._is_save_step():
                 self._save(None)
-                saved_step = self.state.step
             self.display.update(self.state.iteration, iteration.last_line)
             iteration = None
-        if saved_step != self.state.step:
-            self._save(None)
+        self._save(None)
         self.checkpointer.finalize()
-        return evaluation
 
     # ---------------------------------------------------------------- the stages of an iteration
 
@@ -184,7 +185,7 @@ class Trainer:
         longest = max((len(sample.response_token_ids) for sample in iteration.samples), default=0)
         bound = _ROUNDING[self.config.precision.dtype] * max(1, longest)
         if metrics["log_ratio_abs_max"] > bound:
-            raise RuntimeError(
+            raise TrainingError(
                 f"before the first update of iteration {self.state.iteration} the largest |log π_θ − log π_t| is "
                 f"{metrics['log_ratio_abs_max']:.3g} nats and should be 0 up to rounding (bound {bound:.3g}): "
                 "the training pass does not compute what the log-prob pass does; try another layout and report it"
@@ -199,7 +200,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         if self.evaluator is None:
             return {}
-        metrics = self.evaluator.evaluate()
+        metrics = self.state.evaluation_last = self.evaluator.evaluate()
         self.tracker.log({"eval_step": self.state.step, "eval_iteration": self.state.iteration, **metrics})
         return metrics
 
@@ -208,19 +209,30 @@ class Trainer:
         return interval is not None and self.state.step % interval == 0
 
     def _save(self, iteration: Iteration | None) -> None:
+        """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t."""
+        if self.state.step == self.saved_step:
+            return
         groups, samples = (iteration.groups, iteration.samples) if iteration else ([], [])
-        state = TrainerState(**vars(self.state))
+        state = replace(self.state, has_rollouts=iteration is not None)
         self.checkpointer.save(self.state.step, lambda folder: state.write(folder, groups, samples))
+        self.saved_step = self.state.step
+
+    def _stop_if_preempted(self, iteration: Iteration | None) -> None:
+        if self.preemption is not None and self.preemption.requested():
+            self._save(iteration)
+            self.checkpointer.finalize()
+            raise Preempted(self.state.step)
 
     def _resume(self) -> Iteration | None:
         """Takes up a checkpoint; inside an iteration, with its rollouts and its frozen π_t."""
         if self.resumed_from is None:
             return None
+        self.saved_step = self.state.step
         self.checkpointer.load(self.resumed_from)
         if self.prompts is not None:
             self.prompts.load_state_dict({"position": self.state.prompt_position})
         self.weight_sync.push(self.policy.export_weights(), self.state.step)
-        if self.state.minibatch == 0:
+        if not self.state.has_rollouts:
             return None
         groups, old_log_probs = self.state.read_groups(self.resumed_from)
         iteration = self._build(groups)

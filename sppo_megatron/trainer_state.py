@@ -22,7 +22,8 @@ _OLD_LOG_PROBS = "old_log_probs.npy"
 class TrainerState:
     """step: optimizer steps done. iteration: the current one, from 0. minibatch: how many of it are done.
 
-    prompt_position: prompts handed out so far. evaluation_before: the metrics of the evaluation before training.
+    prompt_position: prompts handed out so far. has_rollouts: whether the rollouts of the current iteration lie beside.
+    evaluation_before, evaluation_last: the metrics of the evaluation before training and of the latest one.
     iteration_metrics: what is logged with every step of the current iteration.
     """
 
@@ -30,15 +31,19 @@ class TrainerState:
     iteration: int = 0
     minibatch: int = 0
     prompt_position: int = 0
+    has_rollouts: bool = False
     evaluation_before: dict[str, float] = field(default_factory=dict)
+    evaluation_last: dict[str, float] = field(default_factory=dict)
     iteration_metrics: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample]) -> None:
         """Writes the counters and, inside an iteration, its groups with the frozen log π_t."""
-        if self.minibatch > 0:
+        if self.has_rollouts:
             write_groups(folder / _ROLLOUTS, list(groups))
-            log_probs = [sample.old_log_probs for sample in samples if sample.old_log_probs is not None]
-            np.save(folder / _OLD_LOG_PROBS, np.concatenate(log_probs))
+            log_probs = [sample.old_log_probs for sample in samples]
+            if any(values is None for values in log_probs):
+                raise ValueError("rollouts are saved with log π_t of every response, and some have none")
+            np.save(folder / _OLD_LOG_PROBS, np.concatenate(log_probs))  # type: ignore[arg-type]
         (folder / _COUNTERS).write_text(json.dumps(asdict(self), indent=2))
 
     @staticmethod

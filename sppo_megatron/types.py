@@ -15,7 +15,7 @@ import numpy as np
 class Prompt:
     """One prompt `x` with its ground truth `y*`.
 
-    index: position in the data set; seeds are derived from it, so a prompt's samples don't depend on the layout.
+    index: position in the data set.
     token_ids: int32 [prompt_length], what the model is fed (chat template already applied).
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.config import Config, ParallelismConfig
+from sppo_megatron.errors import ConfigError
 
 # Kinds of objective.pairwise_loss that a group of samples has all the inputs for.
 PAIRWISE_KINDS = ("sppo", "sppo_single", "sppo_hard", "dpo", "ipo", "rebel")
@@ -28,6 +29,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "objective.importance_weight": (None, "sequence", "token"),
     "reward.kind": ("exact_match", "numeric", "character_share", "math_verify", "function"),
     "rollout.engine": ("megatron", "replay"),
+    "train.fused_loss": ("auto", "off"),
+    "train.log_prob_kernels": ("auto", "torch", "triton"),
     "optimizer.lr_decay_style": ("constant", "linear", "cosine"),
 }
 _AT_LEAST_ONE = (
@@ -50,14 +53,25 @@ _AT_LEAST_ONE = (
     "train.minibatch_size",
     "train.micro_batch_size",
     "train.max_tokens_per_micro_batch",
+    "train.logits_budget_mib",
+    "train.log_prob_chunk_size",
     "optimizer.lr_decay_steps",
     "data.max_prompt_length",
     "eval.num_samples_per_prompt",
     "checkpoint.save_interval",
     "checkpoint.keep_last",
 )
-_POSITIVE = ("objective.importance_cap", "objective.target_clip", "objective.beta", "reward.timeout_s", "optimizer.lr")
+_POSITIVE = (
+    "precision.initial_loss_scale",
+    "objective.importance_cap",
+    "objective.target_clip",
+    "objective.beta",
+    "reward.timeout_s",
+    "optimizer.lr",
+    "optimizer.adam_eps",
+)
 _NOT_NEGATIVE = (
+    "model.moe_aux_loss_coeff",
     "eval.interval",
     "eval.temperature",
     "rollout.seed",
@@ -69,10 +83,6 @@ _NOT_NEGATIVE = (
 )
 
 
-class ConfigError(ValueError):
-    """A configuration that can't run; the message says what to change."""
-
-
 def check_config(config: Config, world_size: int) -> None:
     """Raises ConfigError listing every problem of the configuration for a job of world_size processes."""
     _raise(
@@ -80,6 +90,7 @@ def check_config(config: Config, world_size: int) -> None:
             *_check_values(config),
             *_check_objective(config),
             *_check_rollout(config),
+            *_check_optimizer(config),
             *_check_world(config, world_size),
         ]
     )
@@ -92,8 +103,10 @@ def check_layout(
     num_attention_heads: int,
     num_query_groups: int,
     ffn_hidden_size: int,
+    num_experts: int | None = None,
+    expert_ffn_hidden_size: int | None = None,
 ) -> None:
-    """Raises ConfigError where the model can't be cut as configured."""
+    """Raises ConfigError where the model can't be cut as configured. num_experts: None for a dense model."""
     tp = parallelism.tensor_model_parallel_size
     stages = parallelism.pipeline_model_parallel_size * (parallelism.virtual_pipeline_model_parallel_size or 1)
     problems = []
@@ -114,7 +127,32 @@ def check_layout(
             "(pipeline_model_parallel_size × virtual_pipeline_model_parallel_size): "
             f"their product must be one of {_divisors(num_layers, num_layers)}"
         )
-    _raise(problems)
+    _raise([*problems, *_check_experts(parallelism, num_experts, expert_ffn_hidden_size)])
+
+
+def _check_experts(p: ParallelismConfig, num_experts: int | None, ffn_hidden_size: int | None) -> Iterator[str]:
+    ep, etp = p.expert_model_parallel_size, p.expert_tensor_parallel_size or p.tensor_model_parallel_size
+    if num_experts is None or ffn_hidden_size is None:
+        if ep != 1 or p.expert_tensor_parallel_size is not None:
+            yield (
+                "parallelism.expert_model_parallel_size and parallelism.expert_tensor_parallel_size are for "
+                "mixture-of-experts models, and this one is dense: set them to 1 and null"
+            )
+        return
+    if num_experts % ep:
+        yield (
+            f"parallelism.expert_model_parallel_size={ep} does not divide the model's {num_experts} experts: "
+            f"choose one of {_divisors(num_experts, num_experts)}"
+        )
+    if ffn_hidden_size % etp:
+        yield (
+            f"parallelism.expert_tensor_parallel_size={etp} does not divide the experts' {ffn_hidden_size} MLP columns"
+        )
+    if p.tensor_model_parallel_size > 1 and not p.sequence_parallel:
+        yield (
+            f"a mixture of experts with parallelism.tensor_model_parallel_size={p.tensor_model_parallel_size} needs "
+            "parallelism.sequence_parallel=true: without it every tensor-parallel rank would route every token"
+        )
 
 
 def _raise(problems: Iterable[str]) -> None:
@@ -144,7 +182,7 @@ def _check_values(config: Config) -> Iterator[str]:
         if (value := _value(config, key)) is not None and not value > 0:
             yield f"{key}={value} must be above 0"
     for key in _NOT_NEGATIVE:
-        if _value(config, key) < 0:
+        if (value := _value(config, key)) is not None and value < 0:
             yield f"{key}={_value(config, key)} must not be negative"
 
 
@@ -173,9 +211,10 @@ def _check_objective(config: Config) -> Iterator[str]:
             yield f"objective.pairwise={o.pairwise} takes objective.eta: set objective.beta=null"
         if o.pairwise == "sppo" and o.reward != "win_rate":
             yield "objective.pairwise=sppo regresses onto win rates: set objective.reward=win_rate"
-        for key in ("minibatch_size", "micro_batch_size"):
+        packed = config.train.max_tokens_per_micro_batch is not None  # then micro_batch_size is not read
+        for key in ("minibatch_size",) if packed else ("minibatch_size", "micro_batch_size"):
             size = getattr(config.train, key)
-            if size is not None and size % 2 and config.train.max_tokens_per_micro_batch is None:
+            if size is not None and size % 2:
                 yield f"train.{key}={size} must be even: a pair is two sequences"
 
 
@@ -206,6 +245,20 @@ def _check_rollout(config: Config) -> Iterator[str]:
         yield f"checkpoint.load={config.checkpoint.load} is neither null, latest nor a folder"
 
 
+def _check_optimizer(config: Config) -> Iterator[str]:
+    o = config.optimizer
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(o, key) < 1:
+            yield f"optimizer.{key}={getattr(o, key)} must be in [0, 1)"
+    if o.min_lr > o.lr:
+        yield f"optimizer.min_lr={o.min_lr} must not be above optimizer.lr={o.lr}, which it decays from"
+    if o.lr_decay_steps is not None and o.lr_decay_steps <= o.lr_warmup_steps:
+        yield (
+            f"optimizer.lr_decay_steps={o.lr_decay_steps} counts the warm-up too: make it larger than "
+            f"optimizer.lr_warmup_steps={o.lr_warmup_steps}, or null for the whole run"
+        )
+
+
 def _check_world(config: Config, world_size: int) -> Iterator[str]:
     p = config.parallelism
     model_parallel = p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size
@@ -229,10 +282,27 @@ def _check_world(config: Config, world_size: int) -> Iterator[str]:
         )
     if virtual == 1:
         yield "parallelism.virtual_pipeline_model_parallel_size=1 is no interleaving: set it to null"
-    if p.expert_model_parallel_size != 1 or p.expert_tensor_parallel_size not in (None, 1):
-        yield "parallelism.expert_model_parallel_size is for mixture-of-experts models: the supported ones are dense"
+    yield from _check_expert_groups(p, world_size)
     if p.overlap_param_gather and not (p.overlap_grad_reduce and config.optimizer.use_distributed_optimizer):
         yield (
             "parallelism.overlap_param_gather=true needs parallelism.overlap_grad_reduce=true and "
             "optimizer.use_distributed_optimizer=true"
+        )
+
+
+def _check_expert_groups(p: ParallelismConfig, world_size: int) -> Iterator[str]:
+    """How many processes the experts are spread over: whole replicas, or parts of one."""
+    etp, ep = p.expert_tensor_parallel_size or p.tensor_model_parallel_size, p.expert_model_parallel_size
+    block, stages, tp = etp * ep, p.pipeline_model_parallel_size, p.tensor_model_parallel_size
+    if min(block, stages, tp) < 1:
+        return
+    if world_size % (block * stages):
+        yield (
+            f"{world_size} processes can't be split into expert replicas of {block * stages} = expert tensor {etp} × "
+            f"expert {ep} × pipeline {stages}: change parallelism.expert_model_parallel_size or start a multiple"
+        )
+    if block % tp and tp % block:
+        yield (
+            f"parallelism.expert_tensor_parallel_size × expert_model_parallel_size = {block} must divide "
+            f"parallelism.tensor_model_parallel_size={tp} or be a multiple of it"
         )

@@ -10,13 +10,31 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-SUPPORTED_FAMILIES = ("llama", "qwen2", "qwen3")
+from sppo_megatron.conversion.families import Family, family_of
+
+
+@dataclass(frozen=True)
+class MixtureOfExperts:
+    """The MLP of the layers in which a router sends each token to some of many experts.
+
+    layers: for each layer of the model, whether it is such a layer. normalizes_topk: the chosen experts' probabilities
+    sum to 1. shared_ffn_hidden_size: of the expert that every token visits, None without one.
+    """
+
+    num_experts: int
+    num_experts_per_token: int
+    ffn_hidden_size: int
+    shared_ffn_hidden_size: int | None
+    normalizes_topk: bool
+    aux_loss_coeff: float
+    layers: list[bool]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A dense decoder with rotary positions, RMS norms and a gated SiLU MLP.
+    """A decoder with rotary positions, RMS norms and gated SiLU MLPs, dense or a mixture of experts.
 
+    ffn_hidden_size: of the dense MLPs. mixture: None for a dense model.
     rotary_inv_freq: fp32 [head_dim / 2], the inverse frequencies after any rope scaling (radians per token).
     """
 
@@ -35,6 +53,7 @@ class Architecture:
     tied_embeddings: bool
     initializer_range: float
     rotary_inv_freq: torch.Tensor
+    mixture: MixtureOfExperts | None = None
 
     def padded_vocab_size(self, divisible_by: int, tensor_model_parallel_size: int) -> int:
         """The vocabulary with padding columns, a multiple of divisible_by × tensor_model_parallel_size."""
@@ -58,13 +77,11 @@ def read_architecture(hf_config: Any) -> Architecture:
 
     Raises ValueError for a family or a feature that isn't supported, naming it and what is.
     """
-    family = hf_config.model_type
-    if family not in SUPPORTED_FAMILIES:
-        raise ValueError(f"model family {family!r} is not supported; supported are {', '.join(SUPPORTED_FAMILIES)}")
+    family = family_of(hf_config.model_type)
     _refuse_unsupported_features(hf_config)
     head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
     return Architecture(
-        family=family,
+        family=hf_config.model_type,
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
         ffn_hidden_size=hf_config.intermediate_size,
@@ -74,19 +91,54 @@ def read_architecture(hf_config: Any) -> Architecture:
         vocab_size=hf_config.vocab_size,
         max_position_embeddings=hf_config.max_position_embeddings,
         norm_epsilon=hf_config.rms_norm_eps,
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias and bool(getattr(hf_config, "qkv_bias", True)),
+        qk_norm=family.qk_norm,
         tied_embeddings=bool(hf_config.tie_word_embeddings),
         initializer_range=getattr(hf_config, "initializer_range", 0.02),
         rotary_inv_freq=_rotary_inv_freq(hf_config, head_dim),
+        mixture=_mixture(hf_config, family),
+    )
+
+
+def _mixture(hf_config: Any, family: Family) -> MixtureOfExperts | None:
+    if family.experts is None:
+        return None
+    step = getattr(hf_config, "decoder_sparse_step", 1)
+    dense = getattr(hf_config, "mlp_only_layers", None) or ()
+    layers = [
+        layer not in dense and (layer + 1) % step == 0 and hf_config.num_experts > 0
+        for layer in range(hf_config.num_hidden_layers)
+    ]
+    if not any(layers):
+        return None
+    normalizes = bool(hf_config.norm_topk_prob) if family.normalizes_topk is None else family.normalizes_topk
+    if normalizes and hf_config.num_experts_per_tok == 1:
+        raise ValueError(
+            f"the {hf_config.model_type} config routes to one expert whose probability is made 1: "
+            "its router gets no gradient, which is not supported"
+        )
+    return MixtureOfExperts(
+        num_experts=hf_config.num_experts,
+        num_experts_per_token=hf_config.num_experts_per_tok,
+        ffn_hidden_size=getattr(hf_config, "moe_intermediate_size", None) or hf_config.intermediate_size,
+        shared_ffn_hidden_size=hf_config.shared_expert_intermediate_size if family.experts.shared else None,
+        normalizes_topk=normalizes,
+        aux_loss_coeff=hf_config.router_aux_loss_coef,
+        layers=layers,
     )
 
 
 def _refuse_unsupported_features(hf_config: Any) -> None:
+    window = getattr(hf_config, "sliding_window", None)
+    layer_types = getattr(hf_config, "layer_types", None)
+    if layer_types is None:  # a family without the field slides in every layer; a window as long as all is none
+        slides = bool(window) and window < hf_config.max_position_embeddings
+    else:
+        slides = "sliding_attention" in layer_types
     refused = {
         "attention_bias": bool(getattr(hf_config, "attention_bias", False)),
         "mlp_bias": bool(getattr(hf_config, "mlp_bias", False)),
-        "sliding-window attention": "sliding_attention" in (getattr(hf_config, "layer_types", None) or ()),
+        "sliding-window attention": slides,
         f"hidden_act={hf_config.hidden_act!r} (only 'silu')": hf_config.hidden_act != "silu",
     }
     found = [name for name, present in refused.items() if present]

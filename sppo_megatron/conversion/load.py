@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sppo_megatron.conversion.hf_checkpoint import HFTensors
 from sppo_megatron.conversion.layouts import Layout
-from sppo_megatron.conversion.mapping import EMBEDDING, OUTPUT_LAYER, canonical_name, hf_shapes
+from sppo_megatron.conversion.mapping import EMBEDDING, OUTPUT_LAYER, canonical_name, expert_index, hf_shapes
 
 # Buffers that old checkpoints store and the config determines.
 _DERIVED = (".rotary_emb.inv_freq",)
@@ -45,16 +45,19 @@ def load_parameters(
     *,
     tp_rank: int,
     tp_size: int,
+    expert_tp: tuple[int, int] | None = None,
 ) -> None:
     """Fills this rank's parameters, given by their global Megatron names.
 
+    expert_tp: (rank, size) by which experts are sharded, where that isn't (tp_rank, tp_size).
     Reads only this rank's share; peak memory is the local shard plus the largest tensor. Raises ValueError as
     `check_names_and_shapes` does, and where a local parameter's shape differs from its shard's.
     """
     check_names_and_shapes(layouts, tensors.shapes())
     for name, parameter in parameters:
         layout = layout_of(name, layouts)
-        shard = layout.shard([tensors.source(hf_name) for hf_name in layout.hf_names], tp_rank, tp_size)
+        rank, size = (tp_rank, tp_size) if expert_tp is None or expert_index(name) is None else expert_tp
+        shard = layout.shard([tensors.source(hf_name) for hf_name in layout.hf_names], rank, size)
         if shard.shape != parameter.shape:
             raise ValueError(f"{name} is {list(parameter.shape)} here, its shard is {list(shard.shape)}")
         parameter.copy_(shard)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sppo_megatron.conversion.hf_checkpoint import INDEX_FILE, SINGLE_FILE
+from sppo_megatron.conversion.safetensors_writer import SafetensorsWriter
 
 
 def save_hf_folder(
@@ -26,7 +26,7 @@ def save_hf_folder(
 ) -> None:
     """Writes weights, config, generation config and tokenizer; an existing folder of that name is replaced at the end.
 
-    Peak memory is max_file_bytes plus one tensor.
+    Peak memory is one tensor. A file holds max_file_bytes at most, or a single tensor that is larger.
     """
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
@@ -38,36 +38,40 @@ def save_hf_folder(
         generation_config.save_pretrained(partial)
     if tokenizer is not None:
         tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int) -> None:
-    file_of: dict[str, str] = {}
-    files: list[str] = []
-    pending: dict[str, Tensor] = {}
-    total_bytes = pending_bytes = 0
-
-    def flush() -> None:
-        name = f"part-{len(files):05d}.safetensors"
-        save_file(pending, folder / name, metadata={"format": "pt"})
-        files.append(name)
-        file_of.update(dict.fromkeys(pending, name))
-        pending.clear()
-
+    written: list[list[str]] = []  # the names in each file
+    total_bytes = 0
+    writer: SafetensorsWriter | None = None
     for name, tensor in tensors:
-        if pending and pending_bytes + tensor.nbytes > max_file_bytes:
-            flush()
-            pending_bytes = 0
-        pending[name] = tensor.cpu().contiguous()
-        pending_bytes += tensor.nbytes
+        if writer is None or not writer.has_room(name, tensor, max_file_bytes):
+            if writer is not None:
+                writer.close()
+            writer = SafetensorsWriter(folder / _part(len(written)))
+            written.append([])
+        writer.add(name, tensor)
+        written[-1].append(name)
         total_bytes += tensor.nbytes
-    flush()
-    if len(files) == 1:
-        os.replace(folder / files[0], folder / SINGLE_FILE)
+    if writer is not None:
+        writer.close()
+    if len(written) == 1:
+        os.replace(folder / _part(0), folder / SINGLE_FILE)
         return
-    final = {name: f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i, name in enumerate(files)}
-    for name, target in final.items():
-        os.replace(folder / name, folder / target)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": {k: final[v] for k, v in file_of.items()}}
+    file_of: dict[str, str] = {}
+    for number, names in enumerate(written):
+        final = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
+        os.replace(folder / _part(number), folder / final)
+        file_of |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.safetensors"

@@ -86,7 +86,8 @@ class Layout:
 class MicroBatch:
     """One forward pass of one context-parallel rank. n = its response tokens, S = sequences of the micro-batch.
 
-    tokens, position_ids: int64 [b, s/cp]. cu_seqlens: int32 [segments + 1] where packed, of the whole sequence.
+    tokens, position_ids: int64 [b, s/cp]. padding: bool [b, s/cp], true where a token is of no sample.
+    cu_seqlens: int32 [segments + 1] where packed, of the whole sequence. response_lengths: S numbers on the host.
     rows: int64 [n], where in the flattened [s/cp · b] hidden states the tokens that predict a response token are.
     labels: int64 [n], the predicted tokens. sequence_ids: int64 [n] in [0, S). response_positions: int64 [n].
     old_log_probs, rollout_log_probs: float32 [n]. The rest is float32 [S]; every sequence is complete over the
@@ -95,8 +96,10 @@ class MicroBatch:
 
     tokens: Tensor
     position_ids: Tensor
+    padding: Tensor
     cu_seqlens: Tensor | None
     max_seqlen: int
+    response_lengths: list[int]
     rows: Tensor
     labels: Tensor
     sequence_ids: Tensor
@@ -218,8 +221,10 @@ def collate(units: Sequence[Unit], layout: Layout, shape: tuple[int, int] | None
     return MicroBatch(
         tokens=torch.from_numpy(np.ascontiguousarray(grid["token"])),
         position_ids=torch.from_numpy(np.ascontiguousarray(grid["position"])),
+        padding=torch.from_numpy(np.ascontiguousarray(grid["padding"])),
         cu_seqlens=cu_seqlens,
         max_seqlen=max_seqlen,
+        response_lengths=[len(sample.response_token_ids) for sample in samples],
         rows=rows,
         labels=by_row["label"][rows],
         sequence_ids=by_row["sequence"][rows],
@@ -247,6 +252,7 @@ def _fill_grid(samples: Sequence[Sample], layout: Layout, b: int, s: int) -> dic
     grid: dict[str, np.ndarray] = {
         "token": np.zeros((b, s), np.int64),
         "position": np.zeros((b, s), np.int64),
+        "padding": np.ones((b, s), np.bool_),
         "label": np.zeros((b, s), np.int64),
         "sequence": np.zeros((b, s), np.int64),
         "response_position": np.full((b, s), -1, np.int64),
@@ -261,6 +267,7 @@ def _fill_grid(samples: Sequence[Sample], layout: Layout, b: int, s: int) -> dic
         fed = slice(start, start + len(ids) - 1)
         grid["token"][row, fed] = ids[:-1]
         grid["position"][row, fed] = np.arange(len(ids) - 1)
+        grid["padding"][row, fed] = False
         predicts = slice(start + len(prompt) - 1, start + len(ids) - 1)
         grid["label"][row, predicts] = response
         grid["sequence"][row, predicts] = number

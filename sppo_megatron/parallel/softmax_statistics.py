@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .kernels import Kernels
 from .vocab_shard import VocabShard
 
 # exp() of anything below is 0 in float32 and float64; clamped there, so that 0 * log 0 is 0 and not NaN.
@@ -36,35 +37,53 @@ class SoftmaxStatistics:
     An empty shard keeps max = the lowest finite number (not -inf, which would give 0 * inf) and sums of 0.
     """
 
-    def __init__(self, targets: Tensor, shard: VocabShard, dtype: torch.dtype, with_entropy: bool) -> None:
-        self.targets, self.shard, self.with_entropy = targets, shard, with_entropy
+    def __init__(
+        self,
+        targets: Tensor,
+        shard: VocabShard,
+        dtype: torch.dtype,
+        with_entropy: bool = False,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.targets, self.shard, self.with_entropy, self.kernels = targets, shard, with_entropy, kernels
         self.packed = torch.zeros(4 if with_entropy else 3, targets.numel(), dtype=dtype, device=targets.device)
         self.packed[0] = torch.finfo(dtype).min
 
-    def update(self, tile: Tensor, token: int, column: int, scratch: Tensor | None) -> None:
-        """Adds the logits `tile` [n, v] of tokens [token, token + n) and local columns [column, column + v).
+    def update(
+        self, tile: Tensor, token: int, column: int, scratch: Tensor | None = None, scale: float = 1.0
+    ) -> Tensor | None:
+        """Adds the logits `tile * scale` [n, v] of tokens [token, token + n) and local columns [column, column + v).
 
-        Overwrites `tile`; `scratch` of the same shape is needed (and overwritten) with the entropy only.
+        Returns what the tile holds now, to give to `LogitGradient.write`: None, still the logits (kernels only read
+        them), or reference [n, 1], exp(logits - reference); with the entropy the tile is of no further use. scratch:
+        of the shape of the tile, overwritten; needed without kernels and with the entropy only.
         """
         rows, columns = tile.shape
-        tokens = slice(token, token + rows)
-        largest, sum_exp, target = self.packed[0, tokens], self.packed[1, tokens], self.packed[2, tokens]
-        index, inside = self.shard.locate(self.targets[tokens], column, columns)
+        packed = self.packed[:, token : token + rows]
+        targets = self.targets[token : token + rows]
+        if self.kernels is not None:
+            self.kernels.update_statistics(tile, targets, packed, self.shard.start + column, scale)
+            return None
+        assert scale == 1, "without kernels a tile holds the logits themselves"
+        largest, sum_exp, target = packed[0], packed[1], packed[2]
+        index, inside = self.shard.locate(targets, column, columns)
         target += tile.gather(1, index).where(inside, 0).squeeze(1)
 
         new_largest = torch.maximum(largest, tile.amax(1))
         shift = largest - new_largest
         decay = shift.exp()
-        tile -= new_largest.unsqueeze(1)
+        reference = new_largest.unsqueeze(1)
+        tile -= reference
         if scratch is None:
             exp = tile.exp_()
         else:
             exp = torch.exp(tile.clamp_(min=_LOG_ZERO), out=scratch)
-            weighted = self.packed[3, tokens]
+            weighted = packed[3]
             weighted += shift * sum_exp  # before sum_exp moves on
             weighted.mul_(decay).add_(tile.mul_(exp).sum(1))
         sum_exp.mul_(decay).add_(exp.sum(1))
         largest.copy_(new_largest)
+        return reference
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(log_probs, log_sum_exp, entropy or None), each [N], the same bits on every rank of the group.
@@ -104,12 +123,14 @@ class LogitGradient:
 
     Without h, tile = p - 1[j = t] and row = g: the coefficient costs no pass over the tile, it can go onto rows of
     whatever the tile is multiplied with. With h, row is 1 and the tile holds everything. All tensors are [N].
+    The one-hot is subtracted in the compute dtype: p - 1 of a likely target would be lost in the rounding of p.
     """
 
     log_sum_exp: Tensor
     log_prob_grad: Tensor
     entropy: Tensor | None = None
     entropy_grad: Tensor | None = None
+    kernels: Kernels | None = None
 
     @property
     def row(self) -> Tensor:
@@ -125,21 +146,63 @@ class LogitGradient:
         entropy_grad = None if self.entropy_grad is None else self.entropy_grad / unit
         return unit, replace(self, log_prob_grad=self.log_prob_grad / unit, entropy_grad=entropy_grad)
 
-    def write_(self, tile: Tensor, token: int, index: Tensor, inside: Tensor, scratch: Tensor | None) -> None:
-        """Turns the logits `tile` [n, v] of tokens [token, token + n) into the tile of the formula, in place.
+    def write(
+        self,
+        tile: Tensor,
+        token: int,
+        position: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+        scratch: Tensor | None = None,
+        scale: float = 1.0,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """The tile of the formula, for the logits `tile * scale` [n, v] of tokens [token, token + n), in this dtype.
 
-        index, inside: where their targets are, as `VocabShard.locate` gives it. scratch: needed with entropy_grad.
+        In place of `tile` where it has the dtype. position: (index, inside) of the targets, of `VocabShard.locate`.
+        scratch: needed with entropy_grad and without kernels. reference: not None where the tile holds
+        exp(logits - reference), as `SoftmaxStatistics.update` left it.
         """
         tokens = slice(token, token + tile.shape[0])
-        tile -= self.log_sum_exp[tokens].unsqueeze(1)
-        one_hot = inside.to(tile.dtype)
-        if self.entropy_grad is None:
-            tile.exp_()
+        index, inside = position
+        if self.kernels is not None:
+            out = tile if tile.dtype == dtype else torch.empty_like(tile, dtype=dtype)
+            self.write_with_kernels(tile, out, token, position, scale)
+            return out
+        log_sum_exp, one_hot = self.log_sum_exp[tokens].unsqueeze(1), inside.to(tile.dtype)
+        if reference is not None:
+            tile.mul_((reference - log_sum_exp).exp_())
+        elif self.entropy_grad is None:
+            tile.sub_(log_sum_exp).exp_()
         else:
             assert self.entropy is not None and scratch is not None
-            upstream, entropy_grad = self.log_prob_grad[tokens], self.entropy_grad[tokens]
-            prob = torch.exp(tile.clamp_(min=_LOG_ZERO), out=scratch)
-            tile.add_(self.entropy[tokens].unsqueeze(1)).mul_(entropy_grad.unsqueeze(1))
-            tile.add_(upstream.unsqueeze(1)).mul_(prob)
-            one_hot = one_hot * upstream.unsqueeze(1)
-        tile.scatter_add_(1, index, -one_hot)
+            upstream, entropy_grad = self.log_prob_grad[tokens].unsqueeze(1), self.entropy_grad[tokens].unsqueeze(1)
+            prob = torch.exp(tile.sub_(log_sum_exp).clamp_(min=_LOG_ZERO), out=scratch)
+            tile.add_(self.entropy[tokens].unsqueeze(1)).mul_(entropy_grad).add_(upstream).mul_(prob)
+            one_hot = one_hot * upstream
+        return tile.scatter_add_(1, index, -one_hot).to(dtype)
+
+    def write_with_kernels(
+        self,
+        tile: Tensor,
+        out: Tensor,
+        token: int,
+        position: tuple[Tensor, Tensor],
+        scale: float,
+        coefficient: Tensor | None = None,
+    ) -> None:
+        """The same into `out` [n, v] of any dtype, which may be `tile`; row i times coefficient[i] where given."""
+        assert self.kernels is not None
+        tokens = slice(token, token + tile.shape[0])
+        index, inside = position
+        with_entropy = self.entropy_grad is not None
+        self.kernels.write_gradient(
+            tile,
+            out,
+            index.where(inside, -1),
+            self.log_sum_exp[tokens],
+            scale,
+            log_prob_grad=self.log_prob_grad[tokens] if with_entropy else None,
+            entropy_grad=None if self.entropy_grad is None else self.entropy_grad[tokens],
+            entropy=None if self.entropy is None else self.entropy[tokens],
+            coefficient=coefficient,
+        )

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .kernels import Kernels, select_kernels
 from .softmax_statistics import LogitGradient, SoftmaxStatistics, compute_dtype
 from .vocab_shard import VocabShard, check_options, check_targets
 
@@ -26,6 +27,7 @@ def vocab_parallel_log_probs(
     temperature: float = 1.0,
     chunk_size: int | None = None,
     with_entropy: bool = False,
+    kernels: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """log softmax(logits / temperature)[targets] in nats, with the vocabulary split over `tp_group`.
 
@@ -33,7 +35,9 @@ def vocab_parallel_log_probs(
         vocabulary on rank r. Never edited, never copied as a whole.
     targets: integers [...] in [0, vocab_size), the same on every rank.
     vocab_size: the true size; columns beyond it are padding, are not read and get a zero gradient.
-    chunk_size: rows taken up to float32 at a time; None chooses it from the shapes and the device.
+    chunk_size: rows taken up to float32 at a time; None chooses it from the shapes and the device. Without an effect
+        under kernels, which make no float32 copy.
+    kernels: auto (Triton on CUDA where it is installed), torch or triton.
 
     Returns log_probs [...] in float32 (float64 for float64 logits), or (log_probs, entropy) with with_entropy=True;
     the same on every rank. Both are differentiable once; the upstream gradients must be the same on every rank of
@@ -43,7 +47,8 @@ def vocab_parallel_log_probs(
     One all-gather of the statistics in forward, no collective in backward; none at all where there are no tokens.
 
     Raises ValueError on mismatched shapes, targets that are not integers or (checked on CPU; elsewhere the log-prob
-    is NaN) outside the vocabulary, a vocab_size that the shards don't hold, temperature <= 0, and chunk_size < 1.
+    is NaN) outside the vocabulary, a vocab_size that the shards don't hold, temperature <= 0, chunk_size < 1, and
+    kernels that can't run.
     """
     check_options(temperature, chunk_size)
     if not logits.is_floating_point() or logits.dim() < 1 or logits.shape[:-1] != targets.shape:
@@ -53,12 +58,18 @@ def vocab_parallel_log_probs(
         )
     shard = VocabShard.of(logits.shape[-1], vocab_size, tp_group)
     check_targets(targets, shard.vocab_size)
-    log_probs, entropy = _VocabLogProbs.apply(logits, targets.long(), shard, temperature, chunk_size, with_entropy)
+    selected = select_kernels(kernels, logits.device, compute_dtype(logits))
+    log_probs, entropy = _VocabLogProbs.apply(
+        logits, targets.long(), shard, temperature, chunk_size, with_entropy, selected
+    )
     return (log_probs, entropy) if with_entropy else log_probs
 
 
 class _VocabLogProbs(torch.autograd.Function):
-    """Rows are independent, so both passes go chunk by chunk; a chunk is the only float32 copy of logits."""
+    """Rows are independent, so both passes go chunk by chunk; a chunk is the only float32 copy of logits.
+
+    Kernels read the logits where they are and make no copy.
+    """
 
     @staticmethod
     def forward(
@@ -69,12 +80,17 @@ class _VocabLogProbs(torch.autograd.Function):
         temperature: float,
         chunk_size: int | None,
         with_entropy: bool,
+        kernels: Kernels | None,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
-        ctx.options = (shard, temperature, chunk_size)
-        statistics = SoftmaxStatistics(targets.reshape(-1), shard, compute_dtype(logits), with_entropy)
-        for token, tile in _scaled_chunks(logits, shard, temperature, chunk_size):
-            statistics.update(tile, token, 0, torch.empty_like(tile) if with_entropy else None)
+        ctx.options = (shard, temperature, chunk_size, kernels)
+        statistics = SoftmaxStatistics(targets.reshape(-1), shard, compute_dtype(logits), with_entropy, kernels)
+        if kernels is not None:
+            for token, rows in _true_columns(logits, shard):
+                statistics.update(rows, token, 0, scale=1 / temperature)
+        else:
+            for token, tile in _scaled_chunks(logits, shard, temperature, chunk_size):
+                statistics.update(tile, token, 0, torch.empty_like(tile) if with_entropy else None)
         log_probs, log_sum_exp, entropy = statistics.finish()
         ctx.save_for_backward(logits, targets, log_sum_exp, entropy)
         return log_probs.view(targets.shape), None if entropy is None else entropy.view(targets.shape)
@@ -83,21 +99,37 @@ class _VocabLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, log_prob_grad: Tensor | None, entropy_grad: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, targets, log_sum_exp, entropy = ctx.saved_tensors
-        shard, temperature, chunk_size = ctx.options
+        shard, temperature, chunk_size, kernels = ctx.options
         log_prob_grad = torch.zeros_like(log_sum_exp) if log_prob_grad is None else log_prob_grad.reshape(-1)
         entropy_grad = None if entropy_grad is None else entropy_grad.reshape(-1)
-        gradient = LogitGradient(log_sum_exp, log_prob_grad, entropy, entropy_grad)
-        coefficient = (gradient.row / -temperature).unsqueeze(1)
+        gradient = LogitGradient(log_sum_exp, log_prob_grad, entropy, entropy_grad, kernels)
+        coefficient = gradient.row / -temperature
         grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         grad_rows, target_rows = grad.view(-1, logits.shape[-1]), targets.reshape(-1)
         grad_rows[:, shard.columns :] = 0
+        if kernels is not None:
+            for token, rows in _true_columns(logits, shard):
+                tokens = slice(token, token + rows.shape[0])
+                position = shard.locate(target_rows[tokens], 0, shard.columns)
+                out = grad_rows[tokens, : shard.columns]
+                gradient.write_with_kernels(rows, out, token, position, 1 / temperature, coefficient[tokens])
+            return grad, *[None] * 6
         for token, tile in _scaled_chunks(logits, shard, temperature, chunk_size):
             tokens = slice(token, token + tile.shape[0])
-            index, inside = shard.locate(target_rows[tokens], 0, shard.columns)
+            position = shard.locate(target_rows[tokens], 0, shard.columns)
             scratch = None if entropy_grad is None else torch.empty_like(tile)
-            gradient.write_(tile, token, index, inside, scratch)
-            torch.mul(tile, coefficient[tokens], out=grad_rows[tokens, : shard.columns])
-        return grad, None, None, None, None, None
+            gradient.write(tile, token, position, tile.dtype, scratch)
+            torch.mul(tile, coefficient[tokens].unsqueeze(1), out=grad_rows[tokens, : shard.columns])
+        return grad, *[None] * 6
+
+
+def _true_columns(logits: Tensor, shard: VocabShard) -> Iterator[tuple[int, Tensor]]:
+    """(first row, view of the true columns [n, columns]), in row-major order."""
+    token = 0
+    if logits.numel() > 0 and shard.columns > 0:
+        for block in _row_blocks(logits, logits.numel() // logits.shape[-1]):
+            yield token, block[:, : shard.columns]
+            token += block.shape[0]
 
 
 def _scaled_chunks(

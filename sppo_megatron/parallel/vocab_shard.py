@@ -69,3 +69,12 @@ def check_options(temperature: float, chunk_size: int | None) -> None:
         raise ValueError(f"temperature must be positive and finite, got {temperature}: use the sampling temperature")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}: use None to let it be chosen")
+
+
+def check_linear(hidden: Tensor, weight: Tensor) -> None:
+    """Raises where hidden [N, H] and weight [V/tp, H] can't be multiplied."""
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [tokens, H] and [vocabulary/tp, H]: "
+            "flatten the batch and sequence dimensions of hidden"
+        )

@@ -9,68 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
 from sppo_megatron.data.batching import MicroBatch
 from sppo_megatron.objective import regression_diagnostics, token_diagnostics
 from sppo_megatron.objective.reduction import LossSums
-from sppo_megatron.parallel import sequence_sum, vocab_parallel_linear_log_probs
+from sppo_megatron.parallel import sequence_sum
+from sppo_megatron.policy.lm_head import Head
+from sppo_megatron.policy.model import unwrap
 
 # (log_ratio [S] nats, micro-batch) -> sums over its valid units
 Loss = Callable[[Tensor, MicroBatch], LossSums]
-
-
-@dataclass(frozen=True)
-class LogProbHead:
-    """The LM head as GPTModel's `output_processor`: log-probs of response tokens instead of logits.
-
-    vocab_size: the true size; columns beyond it get no probability. temperature: divides the logits, as in sampling.
-    """
-
-    groups: ProcessGroupCollection
-    vocab_size: int
-    temperature: float
-    sequence_parallel: bool
-    with_entropy: bool = False
-
-    def __call__(
-        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, context: MicroBatch, **_
-    ) -> Tensor:
-        """hidden_states [s, b, h] -> [n] fp32 nats, or [2, n] with the entropy below the log-probs."""
-        for hook in output_layer._forward_pre_hooks.values():
-            # The weight is read without calling the module: what waits for the distributed optimizer's overlapped
-            # parameter all-gather must be run by hand.
-            hook(output_layer, ())
-        if self.sequence_parallel:
-            # The gradient that comes back is complete on every rank: it is cut, not summed again.
-            hidden_states = gather_from_sequence_parallel_region(
-                hidden_states, tensor_parallel_output_grad=False, group=self.groups.tp
-            )
-        hidden = hidden_states.flatten(0, 1).index_select(0, context.rows)
-        weight = cast(Tensor, output_layer.weight if output_weight is None else output_weight)
-        result = vocab_parallel_linear_log_probs(
-            hidden,
-            weight,
-            context.labels,
-            tp_group=self.groups.tp if self.groups.tp.size() > 1 else None,
-            vocab_size=self.vocab_size,
-            temperature=self.temperature,
-            with_entropy=self.with_entropy,
-        )
-        return torch.stack(result) if isinstance(result, tuple) else result
 
 
 @dataclass
 class ForwardStep:
     """Megatron's `forward_step_func`. `finish` is called with the model's output and the micro-batch (last stage)."""
 
-    head: LogProbHead
+    head: Head
     device: torch.device
     finish: Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
 
@@ -81,10 +43,20 @@ class ForwardStep:
             batch.position_ids,
             None,
             packed_seq_params=_packed_seq_params(batch),
+            padding_mask=self._routing_padding(batch, unwrap(model)),
             output_processor=self.head,
             output_processor_context=batch,
         )
         return output, partial(self.finish, batch)
+
+    def _routing_padding(self, batch: MicroBatch, model: GPTModel) -> Tensor | None:
+        """[b, s] as the stage's first layer sees the sequence: tokens that the load-balancing loss must not count."""
+        if model.config.num_moe_experts is None or not model.config.moe_aux_loss_coeff:
+            return None
+        if model.config.sequence_parallel and not model.pre_process:  # the first stage cuts it with the embeddings
+            tp = self.head.groups.tp
+            return batch.padding.chunk(tp.size(), dim=1)[tp.rank()].contiguous()
+        return batch.padding
 
 
 def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:
@@ -119,11 +91,19 @@ class TrainingLoss:
     with_rollout_log_probs: bool
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def __call__(self, batch: MicroBatch, log_probs: Tensor) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
-        log_ratio = sequence_sum(
-            log_probs - batch.old_log_probs, batch.sequence_ids, len(batch.lengths), cp_group=self.groups.cp
-        )
-        sums = self.loss(log_ratio, batch)
+    def __call__(
+        self, batch: MicroBatch, output: Tensor | tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        """output: log-probs [n] of `LogProbHead`, or what `SppoLossHead` returned."""
+        if isinstance(output, Tensor):
+            log_probs = output
+            log_ratio = sequence_sum(
+                log_probs - batch.old_log_probs, batch.sequence_ids, len(batch.lengths), cp_group=self.groups.cp
+            )
+            sums = self.loss(log_ratio, batch)
+        else:
+            loss_sum, log_ratio, log_probs = output
+            sums = self.loss(log_ratio, batch)._replace(loss_sum=loss_sum)
         scaled = sums.loss_sum / max(1, self.global_count) * (self.num_microbatches * self.groups.dp.size())
         return scaled, self._diagnostics(batch, log_probs, log_ratio, sums)
 

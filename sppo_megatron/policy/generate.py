@@ -1,26 +1,24 @@
 """Generation with Megatron-Core's key-value cache, under every layout that trains.
 
 Each rank of the data- and context-parallel group is a replica with a share of the prompts. A token costs one pass
-through the pipeline, stage by stage; the last stage draws it and tells the others.
+through the pipeline, stage by stage; the last stage draws it and tells the others. Replicas go their own pace, except
+where they hold parts of the experts for each other: a replica that is done then keeps making passes for the others.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.inference.contexts import StaticInferenceContext
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from sppo_megatron.policy.inference import forward_logits, inference_layout
 from sppo_megatron.policy.model import unwrap
-from sppo_megatron.policy.torch_attention import TorchAttention
 from sppo_megatron.rollout.sampling import SamplingParams, sample_tokens
 
 
@@ -54,18 +52,20 @@ class Generator:
         mine = list(range(replicas.rank(), len(prompts), replicas.size()))
         mine.sort(key=lambda i: len(prompts[i]))  # stable: samples of one prompt stay together
         results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        with self._inference_layout():
+        others = _Others(self._groups, self._device)
+        with inference_layout(self._models, self._config):
             for start in range(0, len(mine), batch_size):
                 batch = mine[start : start + batch_size]
-                done = self._generate_batch([prompts[i] for i in batch], [uniforms[i] for i in batch], params)
+                done = self._generate_batch([prompts[i] for i in batch], [uniforms[i] for i in batch], params, others)
                 results.update(zip(batch, done, strict=True))
+            self._step_with_others(others)
         shares: list = [None] * replicas.size()
         dist.all_gather_object(shares, results, group=replicas)
         merged = {i: result for share in shares for i, result in share.items()}
         return [merged[i] for i in range(len(prompts))]
 
     def _generate_batch(
-        self, prompts: list[np.ndarray], uniforms: list[np.ndarray], params: SamplingParams
+        self, prompts: list[np.ndarray], uniforms: list[np.ndarray], params: SamplingParams, others: _Others
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """All rows start at position 0 and advance together; a row whose prompt is longer is fed its prompt meanwhile.
 
@@ -85,7 +85,7 @@ class Generator:
         active = torch.arange(len(prompts), device=self._device)  # rows of `tokens` behind the rows of the cache
         position = int(lengths.min())
         fed = tokens[:, :position]
-        while True:
+        while others.any_generates(True):
             logits = self._forward(fed, context)
             draw = draws[active, (position - lengths[active]).clamp(min=0, max=params.max_new_tokens - 1)]
             new, new_log_probs = self._draw(logits, draw, params)
@@ -117,61 +117,31 @@ class Generator:
             dist.broadcast(log_probs, group=pp, group_src=pp.size() - 1)
         return new, log_probs
 
+    def _step_with_others(self, others: _Others) -> None:
+        """Passes of one token that counts for nothing, as long as another replica's tokens may need experts here."""
+        fed = torch.zeros(1, 1, dtype=torch.int64, device=self._device)
+        while others.any_generates(False):
+            self._forward(fed, StaticInferenceContext(max_batch_size=1, max_sequence_length=1))
+
     def _forward(self, fed: Tensor, context: StaticInferenceContext) -> Tensor | None:
-        """Tokens [b, s] through all stages and virtual stages -> logits [b, V] of the last position (last stage)."""
-        pp = self._groups.pp
-        rank, size = pp.rank(), pp.size()
-        batch, length = fed.shape
-        positions = torch.arange(length, device=self._device) + context.sequence_len_offset
-        output: Tensor | None = None
-        for model in self._models:
-            if not model.pre_process:
-                hidden = torch.empty(
-                    length, batch, self._config.hidden_size, dtype=self._config.params_dtype, device=self._device
-                )
-                dist.recv(hidden, group=pp, group_src=(rank - 1) % size)
-                model.set_input_tensor(hidden)
-            output = model(
-                fed,
-                positions.expand(batch, -1),
-                None,
-                inference_context=context,
-                output_processor=_last_position_logits if model.post_process else None,
-            )
-            if not model.post_process:
-                dist.send(output.contiguous(), group=pp, group_dst=(rank + 1) % size)
-                output = None
-        context.sequence_len_offset += length
-        return output
-
-    @contextlib.contextmanager
-    def _inference_layout(self) -> Iterator[None]:
-        """Evaluation mode, with sequence and context parallelism off: one token can't be split over ranks."""
-        undo = contextlib.ExitStack()
-        with undo:
-            for model in self._models:
-                undo.callback(model.train, model.training)
-                model.eval()
-                for module in model.modules():
-                    for name in ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings"):
-                        if getattr(module, name, False) is True:
-                            _set(undo, module, name, False)
-                    if isinstance(module, TorchAttention):
-                        _set(undo, module, "cp_group", None)
-                _set(undo, model.rotary_pos_emb, "cp_group", None)
-            _set(undo, self._config, "sequence_parallel", False)
-            _set(undo, self._config, "context_parallel_size", 1)
-            # Rotary tables are cached by length and would be served to the other mode.
-            RotaryEmbedding.forward.cache_clear()
-            undo.callback(RotaryEmbedding.forward.cache_clear)
-            yield
+        return forward_logits(self._models, self._config, self._groups, fed, context)
 
 
-def _last_position_logits(
-    *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: Any
-) -> Tensor:
-    logits, _bias = output_layer(hidden_states[-1:], weight=output_weight, runtime_gather_output=True)
-    return logits[0]
+class _Others:
+    """The replicas whose experts are spread over each other: all of them make a pass, or none."""
+
+    def __init__(self, groups: ProcessGroupCollection, device: torch.device):
+        # The expert-parallel block of ranks is whole replicas, or a part of one, whose ranks step together anyway.
+        self._group = groups.tp_ep if groups.ep.size() > 1 or groups.expt_tp.size() > groups.tp.size() else None
+        self._flag = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def any_generates(self, this_one: bool) -> bool:
+        """Whether this replica or another makes a pass now. Called by all of them before each pass."""
+        if self._group is None:
+            return this_one
+        self._flag.fill_(int(this_one))
+        dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group)
+        return bool(self._flag.item())
 
 
 def _keep_rows(context: StaticInferenceContext, keep: Tensor) -> None:
@@ -185,8 +155,3 @@ def _cut(tokens: Tensor, log_probs: Tensor, lengths: Tensor, ends: Tensor) -> li
     ids, values = tokens.cpu().numpy().astype(np.int32), log_probs.cpu().numpy()
     spans = zip(lengths.tolist(), ends.tolist(), strict=True)
     return [(ids[row, start:end].copy(), values[row, start:end].copy()) for row, (start, end) in enumerate(spans)]
-
-
-def _set(undo: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
-    undo.callback(setattr, owner, name, getattr(owner, name))
-    setattr(owner, name, value)

@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from sppo_megatron.config import ParallelismConfig
+from sppo_megatron.policy.rendezvous import attempt_store
 
 
 def local_device() -> torch.device:
@@ -27,13 +28,15 @@ def initialize_distributed(timeout_minutes: int) -> None:
         return
     if "RANK" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
-        store = dist.HashStore()
-        dist.init_process_group(_backend(), rank=0, world_size=1, store=store)
+        dist.init_process_group(_backend(), rank=0, world_size=1, store=dist.HashStore())
         return
     device = local_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(_backend(), timeout=timedelta(minutes=timeout_minutes))
+    timeout = timedelta(minutes=timeout_minutes)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    store = attempt_store(store, rank, world_size, timeout)
+    dist.init_process_group(_backend(), store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _backend() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sppo_megatron.config import ObjectiveConfig
@@ -9,6 +10,20 @@ from sppo_megatron.data.batching import MicroBatch
 from sppo_megatron.objective import pairwise_loss, resolve_eta, sppo_loss
 from sppo_megatron.objective.reduction import LossSums
 from sppo_megatron.policy.forward_step import Loss
+from sppo_megatron.policy.lm_head import RegressionTerms
+
+
+def regression_terms(objective: ObjectiveConfig) -> RegressionTerms | None:
+    """What the regression loss is made of besides s, for a head that computes it; None for the pairwise family."""
+    if objective.pairwise is not None:
+        return None
+    scale = 1 / (2 * resolve_eta(objective.eta, objective.tau)) if objective.loss_scale == "kimi" else 1.0
+
+    def terms(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        valid = batch.lengths > 0
+        return torch.where(valid, batch.target, 0), torch.where(valid, batch.weight * scale, 0)
+
+    return terms
 
 
 def build_loss(objective: ObjectiveConfig) -> Loss:

@@ -18,7 +18,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.config import Config, ModelConfig, ParallelismConfig, PrecisionConfig
-from sppo_megatron.conversion.architecture import Architecture
+from sppo_megatron.conversion.architecture import Architecture, MixtureOfExperts
+from sppo_megatron.conversion.mapping import expert_index, with_expert_index
 from sppo_megatron.policy.layer_spec import decoder_spec, has_transformer_engine
 from sppo_megatron.policy.precision import transformer_fields
 
@@ -66,9 +67,33 @@ def transformer_config(
     }
     if model.recompute_granularity == "full":
         fields |= {"recompute_method": model.recompute_method, "recompute_num_layers": model.recompute_num_layers}
+    if a.mixture is not None:
+        fields |= _mixture_fields(a.mixture, model, parallelism)
     if not has_transformer_engine():
         fields |= _FUSED_KERNELS
     return TransformerConfig(**fields, **transformer_fields(precision))
+
+
+def _mixture_fields(moe: MixtureOfExperts, model: ModelConfig, p: ParallelismConfig) -> dict[str, Any]:
+    """Routing as Hugging Face defines it, in fp32; no token is dropped, no noise is added."""
+    coefficient = moe.aux_loss_coeff if model.moe_aux_loss_coeff is None else model.moe_aux_loss_coeff
+    return {
+        "num_moe_experts": moe.num_experts,
+        "moe_layer_freq": 1 if all(moe.layers) else [int(is_mixture) for is_mixture in moe.layers],
+        "moe_ffn_hidden_size": moe.ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": moe.shared_ffn_hidden_size,
+        "moe_shared_expert_gate": moe.shared_ffn_hidden_size is not None,
+        "moe_router_topk": moe.num_experts_per_token,
+        # A softmax over the chosen logits is the chosen probabilities made to sum to 1.
+        "moe_router_pre_softmax": not moe.normalizes_topk,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss" if coefficient else "none",
+        "moe_aux_loss_coeff": coefficient,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": has_transformer_engine(),
+        "expert_model_parallel_size": p.expert_model_parallel_size,
+        "expert_tensor_parallel_size": p.expert_tensor_parallel_size or p.tensor_model_parallel_size,
+    }
 
 
 def build_chunks(
@@ -128,7 +153,7 @@ def unwrap(chunk: nn.Module) -> GPTModel:
 
 
 def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """This rank's parameters by their global names: layers are numbered over the whole model, from 0.
+    """This rank's parameters by their global names: layers and experts are numbered over the whole model, from 0.
 
     A tied output layer on the last pipeline stage is a copy of the embedding that lives on the first; it is named too.
     """
@@ -137,8 +162,13 @@ def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in model.named_parameters():
             parts = name.split(".")
             if parts[:2] == ["decoder", "layers"]:
-                parts[2] = str(model.decoder.layers[int(parts[2])].layer_number - 1)
-            yield ".".join(parts), parameter
+                layer = model.decoder.layers[int(parts[2])]
+                parts[2] = str(layer.layer_number - 1)
+            name = ".".join(parts)
+            expert = expert_index(name)
+            if expert is not None:
+                name = with_expert_index(name, layer.mlp.local_expert_indices[expert])
+            yield name, parameter
 
 
 @contextlib.contextmanager

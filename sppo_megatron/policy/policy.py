@@ -29,11 +29,13 @@ from sppo_megatron.data.batching import (
     micro_batch_shape,
     plan_micro_batches,
 )
+from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective import finalize_diagnostics, resolve_eta
 from sppo_megatron.parallel import reduce_max, reduce_sums
-from sppo_megatron.policy.forward_step import ForwardStep, LogProbHead, TrainingLoss, collect_log_probs
+from sppo_megatron.policy.forward_step import ForwardStep, TrainingLoss, collect_log_probs
 from sppo_megatron.policy.initialize import local_device
-from sppo_megatron.policy.loss import build_loss
+from sppo_megatron.policy.lm_head import Head, LogProbHead, SppoLossHead
+from sppo_megatron.policy.loss import build_loss, regression_terms
 from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config, wrap_data_parallel
 from sppo_megatron.policy.optimizer import build_optimizer, build_scheduler
 
@@ -65,6 +67,7 @@ class Policy:
             tensors,
             tp_rank=groups.tp.rank(),
             tp_size=groups.tp.size(),
+            expert_tp=(groups.expt_tp.rank(), groups.expt_tp.size()),
         )
         self.chunks: list[Any] = wrap_data_parallel(chunks, self.config, run, groups)
         self.optimizer = build_optimizer(self.chunks, run, groups)
@@ -74,7 +77,7 @@ class Policy:
         self._connect_schedule(run)
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
-        self._temperature = run.rollout.temperature
+        self._log_prob_head, self._training_head = self._build_heads(run)
         self._layout = Layout(
             micro_batch_size=run.train.micro_batch_size,
             max_tokens=run.train.max_tokens_per_micro_batch,
@@ -82,6 +85,22 @@ class Policy:
             cp_rank=groups.cp.rank(),
             sequence_parallel_size=groups.tp.size() if run.parallelism.sequence_parallel else 1,
         )
+
+    def _build_heads(self, run: Config) -> tuple[Head, Head]:
+        """For log-probs without gradients, and for training."""
+        shared: dict[str, Any] = {
+            "groups": self.groups,
+            "vocab_size": self.architecture.vocab_size,
+            "temperature": run.rollout.temperature,
+            "sequence_parallel": self.config.sequence_parallel,
+            "chunk_size": run.train.log_prob_chunk_size,
+            "kernels": run.train.log_prob_kernels,
+        }
+        terms = regression_terms(run.objective) if run.train.fused_loss == "auto" else None
+        if terms is None:
+            return LogProbHead(**shared, with_entropy=True), LogProbHead(**shared)
+        budget = run.train.logits_budget_mib * 2**20
+        return LogProbHead(**shared, with_entropy=True), SppoLossHead(**shared, terms=terms, logits_budget=budget)
 
     def _connect_schedule(self, run: Config) -> None:
         self.config.finalize_model_grads_func = finalize_model_grads
@@ -123,7 +142,6 @@ class Policy:
             [(sample,) for sample in samples],
             lambda num_microbatches: collect_log_probs,
             forward_only=True,
-            with_entropy=True,
         )
         for chunk in self.chunks:
             chunk.train()
@@ -141,7 +159,7 @@ class Policy:
     def train_step(self, units: Sequence[Unit]) -> dict[str, float]:
         """One optimizer step on one mini-batch, given whole on every rank; returns its metrics, the same on every rank.
 
-        Raises RuntimeError where the loss or the gradient norm isn't finite.
+        Raises TrainingError where the loss or the gradient norm isn't finite.
         """
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -152,7 +170,7 @@ class Policy:
         def finish(num_microbatches: int) -> TrainingLoss:
             return TrainingLoss(self._loss, self.groups, count, num_microbatches, self._tau, with_rollout)
 
-        records = self._run_schedule(units, finish, forward_only=False, with_entropy=False)
+        records = self._run_schedule(units, finish, forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
         updated, grad_norm, _ = self.optimizer.step()
         if updated:
@@ -160,15 +178,13 @@ class Policy:
         metrics = self._reduce_metrics(records)
         metrics |= {"grad_norm": float(grad_norm or 0.0), "lr": float(lr), "skipped": float(not updated)}
         if updated and not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
-            raise RuntimeError(
+            raise TrainingError(
                 f"loss {metrics['loss']} and gradient norm {metrics['grad_norm']} must be finite: "
                 "lower optimizer.lr or objective.eta, or continue from the last checkpoint with checkpoint.load=latest"
             )
         return metrics
 
-    def _run_schedule(
-        self, units: Sequence[Unit], finish_for: Any, *, forward_only: bool, with_entropy: bool
-    ) -> list[Any]:
+    def _run_schedule(self, units: Sequence[Unit], finish_for: Any, *, forward_only: bool) -> list[Any]:
         """Megatron's schedule over this data-parallel rank's share; what `finish` returned (last stage, else [])."""
         pp_size = self.groups.pp.size()
         interleaved = len(self.chunks) > 1
@@ -179,13 +195,7 @@ class Policy:
         if pp_size > 1:  # stages exchange tensors of one shape
             shapes = [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(plan)
         micro_batches = [collate(share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True)]
-        head = LogProbHead(
-            self.groups,
-            self.architecture.vocab_size,
-            self._temperature,
-            self.config.sequence_parallel,
-            with_entropy,
-        )
+        head = self._log_prob_head if forward_only else self._training_head
         step = ForwardStep(head, self.device, finish_for(len(plan)))
         iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in self.chunks]
         with torch.set_grad_enabled(not forward_only):
@@ -230,6 +240,8 @@ class Policy:
             tp_group=self.groups.tp,
             pp_group=self.groups.pp,
             device=self.device,
+            ep_group=self.groups.ep,
+            expert_tp_group=self.groups.expt_tp,
         )
 
 

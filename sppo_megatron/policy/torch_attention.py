@@ -59,6 +59,8 @@ class TorchAttention(MegatronModule):
     ):
         super().__init__(config=config)
         assert pg_collection is not None
+        if attention_dropout or config.attention_dropout:
+            raise ValueError("TorchAttention has no dropout: π_θ must be a function")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.cp_group: dist.ProcessGroup | None = pg_collection.cp if config.context_parallel_size > 1 else None
@@ -81,6 +83,10 @@ class TorchAttention(MegatronModule):
         else:
             lengths = [query.shape[0] * (1 if self.cp_group is None else self.cp_group.size())]
         causal = "causal" in (attn_mask_type or self.attn_mask_type).name
+        if causal and query.shape[0] != key.shape[0]:
+            raise ValueError(
+                f"causal attention of {query.shape[0]} queries over {key.shape[0]} keys: prefill a cache in one pass"
+            )
         if self.cp_group is not None:
             out = self._attend_over_context(query, key, value, lengths)
         elif len(lengths) > 1:

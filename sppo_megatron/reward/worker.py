@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
+from sppo_megatron.processes import die_with_parent
 from sppo_megatron.reward.function import load_function, to_score
 from sppo_megatron.reward.verifiers import VERIFIERS, check_math_verify
 
@@ -19,7 +17,7 @@ _reward: Callable[..., Any] | None = None
 def start(kind: str, function: str | None) -> None:
     """Loads the reward before the first call, so that imports don't count against its timeout."""
     global _reward
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    die_with_parent()  # a reward that never returns would outlive a trainer that was killed
     if kind == "function":
         assert function is not None
         _reward = load_function(function)
@@ -50,11 +48,3 @@ def describe(error: BaseException) -> str:
     except Exception:  # its __str__ raises
         text = type(error).__name__
     return text[:MAX_ERROR_CHARACTERS]
-
-
-def _die_with_parent() -> None:
-    """A reward that never returns would otherwise outlive a trainer that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

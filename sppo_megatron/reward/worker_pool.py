@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sys
-import types
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import SpawnContext, SpawnProcess
-from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from sppo_megatron.config import RewardConfig
+from sppo_megatron.processes import SpawnWithoutMain
 from sppo_megatron.reward import worker
 
 logger = logging.getLogger(__name__)
@@ -88,7 +85,7 @@ class WorkerPool:
         if self._pool is None:
             self._pool = ProcessPool(
                 max_workers=self.config.num_workers,
-                context=_SpawnWithoutMain(),
+                context=SpawnWithoutMain(),
                 initializer=worker.start,
                 initargs=(self.config.kind, self.config.function),
             )
@@ -102,24 +99,3 @@ class WorkerPool:
                     "it imports in the trainer, so see their messages above for what differs in a new process"
                 ) from error
         return self._pool
-
-
-class _ProcessWithoutMain(SpawnProcess):
-    """Spawned without running the parent's main module again.
-
-    That would import the whole trainer in every worker, start an unguarded script anew, and fail in a notebook or
-    under `python -`. Workers find what they call by its module's name and need nothing of the main module.
-    """
-
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            return SpawnProcess._Popen(process_obj)
-        finally:
-            sys.modules["__main__"] = main
-
-
-class _SpawnWithoutMain(SpawnContext):
-    Process = _ProcessWithoutMain

@@ -65,6 +65,11 @@ class ReplayEngine:
         file, start, stop = self._place(iteration)
         return sum(self._responses_of_groups[file][start:stop])
 
+    def groups_in(self, iteration: int) -> int:
+        """The number of groups of this iteration."""
+        file, start, stop = self._place(iteration)
+        return len(self._responses_of_groups[file][start:stop])
+
     def generate(self, prompts: list[Prompt], iteration: int) -> list[Group]:
         """`groups(iteration)`; the prompts are ignored, the stored groups bring their own."""
         return self.groups(iteration)

@@ -1,4 +1,4 @@
-"""Places of Megatron-Core's checkpointing that assume CUDA tensors or a fused Adam, mended for CPU.
+"""Places of Megatron-Core's checkpointing and token dispatch that assume CUDA tensors or a fused Adam, mended for CPU.
 
 Each mend says what goes wrong without it; `tests/distributed` fails when one is left out.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
 
 def apply() -> None:
@@ -17,6 +18,12 @@ def apply() -> None:
     FileSystemWriterAsync.preload_tensors = staticmethod(_snapshot_tensors)
     _initialize_state_before_load()
     _own_step_per_parameter()
+    moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = _as_asked
+
+
+def _as_asked(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """The original leaves a CPU tensor alone, also where numpy is asked for: the sizes of an all-to-all are."""
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
 def _snapshot_tensors(write_buckets: list, non_blocking: bool = True) -> list:

@@ -8,6 +8,7 @@ from tests.distributed.layouts.reference import Settings
 
 TP, PP, VPP = (f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline"))
 CP = "parallelism.context_parallel_size"
+EP, ETP = "parallelism.expert_model_parallel_size", "parallelism.expert_tensor_parallel_size"
 SP = "parallelism.sequence_parallel"
 PACKED = "train.max_tokens_per_micro_batch"
 ROWS = "train.micro_batch_size"
@@ -39,6 +40,10 @@ CASES = [
     Case("one-process-qwen2-untied", 1, {ROWS: 2}, "qwen2"),
     Case("one-process-qwen3", 1, {ROWS: 2}, "qwen3"),
     Case("one-process-llama", 1, {ROWS: 2}, "llama"),
+    Case("one-process-mistral", 1, {ROWS: 2}, "mistral"),
+    Case("one-process-mixtral", 1, {ROWS: 2}, "mixtral"),
+    Case("one-process-qwen2-moe", 1, {PACKED: 48}, "qwen2-moe"),
+    Case("one-process-qwen3-moe", 1, {ROWS: 3}, "qwen3-moe"),
     Case("tp2", 2, {TP: 2, ROWS: 2}),
     Case("tp2-sp", 2, {TP: 2, SP: "true", ROWS: 2}),
     Case("tp2-sp-packed", 2, {TP: 2, SP: "true", PACKED: 48}),
@@ -66,4 +71,19 @@ CASES = [
     Case("pp2-dp2", 4, {PP: 2, ROWS: 1}),
     Case("cp2-dp2", 4, {CP: 2, PACKED: 64}),
     Case("pp4", 4, {PP: 4, ROWS: 2}),
+    Case("ep2-mixtral", 2, {EP: 2, ROWS: 2}, "mixtral"),
+    Case("ep2-qwen2-moe-packed", 2, {EP: 2, PACKED: 48}, "qwen2-moe"),
+    Case("ep2-qwen3-moe-plain-adam", 2, {EP: 2, ROWS: 1, **PLAIN_ADAM}, "qwen3-moe"),
+    Case("ep2-qwen3-moe-overlapped", 2, {EP: 2, ROWS: 2, **OVERLAPPED}, "qwen3-moe"),
+    Case("dp2-qwen2-moe", 2, {ROWS: 2}, "qwen2-moe"),
+    Case("tp2-sp-qwen2-moe", 2, {TP: 2, SP: "true", ROWS: 2}, "qwen2-moe"),
+    Case("tp2-sp-ep2-etp1-qwen3-moe", 2, {TP: 2, SP: "true", EP: 2, ETP: 1, PACKED: 48}, "qwen3-moe"),
+    Case("pp2-qwen2-moe", 2, {PP: 2, ROWS: 2}, "qwen2-moe"),
+    Case("pp2-vpp2-qwen2-moe", 2, {PP: 2, VPP: 2, ROWS: 2}, "qwen2-moe"),
+    Case("cp2-ep2-qwen3-moe", 2, {CP: 2, EP: 2, PACKED: 64}, "qwen3-moe"),
+    Case("ep4-qwen3-moe", 4, {EP: 4, ROWS: 2}, "qwen3-moe"),
+    Case("ep2-dp2-mixtral", 4, {EP: 2, ROWS: 1}, "mixtral"),
+    Case("tp2-sp-ep2-qwen2-moe", 4, {TP: 2, SP: "true", EP: 2, ROWS: 2}, "qwen2-moe"),
+    Case("tp2-sp-ep4-etp1-mixtral", 4, {TP: 2, SP: "true", EP: 4, ETP: 1, ROWS: 2}, "mixtral"),
+    Case("pp2-ep2-qwen2-moe-packed", 4, {PP: 2, EP: 2, PACKED: 48}, "qwen2-moe"),
 ]

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen2MoeConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 VOCAB_SIZE = 37  # divides nothing: every layout has padding columns
 _SHAPE = {
@@ -29,11 +38,18 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "tie_word_embeddings": False}
 CONFIGS = {
     "qwen2-tied": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=False),
     "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=12, tie_word_embeddings=True),
     "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
+    "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=None),
+    "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2-moe": lambda: Qwen2MoeConfig(
+        **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[1]
+    ),
+    "qwen3-moe": lambda: Qwen3MoeConfig(**_SHAPE, **_EXPERTS, num_experts=8, head_dim=12, norm_topk_prob=True),
 }
 
 

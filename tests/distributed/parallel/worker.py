@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from sppo_megatron.parallel import (
-    linear_log_probs,
+    logit_tiles,
     reduce_max,
     reduce_sums,
     sequence_sum,
@@ -28,24 +28,8 @@ from sppo_megatron.parallel import (
     vocab_parallel_log_probs,
     zigzag_indices,
 )
-
-GRAD_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-VALUE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}
-
-
-def close(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Error relative to the largest expected entry, or to 1 where that is larger."""
-    assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
-    if expected.numel() == 0:
-        return
-    error = float((actual.double() - expected.double()).abs().max() / expected.abs().max().clamp_min(1.0))
-    assert error <= tolerance, f"{name}: error {error:.3e} > {tolerance:.0e}"
-
-
-def same_on_all_ranks(name: str, tensor: torch.Tensor, group: dist.ProcessGroup) -> None:
-    copies = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(copies, tensor.detach().contiguous(), group=group)
-    assert all(torch.equal(copy, copies[0]) for copy in copies), f"{name}: differs between ranks"
+from tests.distributed.parallel import sppo_cases
+from tests.distributed.parallel.checks import GRAD_TOLERANCE, VALUE_TOLERANCE, close, same_on_all_ranks
 
 
 def expected_log_probs(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,7 +95,7 @@ def linear_case(
 
 def small_tiles_case(group: dist.ProcessGroup) -> None:
     """Several tiles of the vocabulary and of the tokens on every rank, the last ones smaller."""
-    with mock.patch.object(linear_log_probs, "choose_tiles", lambda *_: (7, 5)):
+    with mock.patch.object(logit_tiles, "choose_tiles", lambda *_: (7, 5)):
         linear_case(group, with_entropy=True, temperature=0.5)
 
 
@@ -262,7 +246,7 @@ def cases() -> dict[str, Callable[[dist.ProcessGroup], None]]:
     named["logits no tokens"] = partial(logits_case, shape=(0, 3), with_entropy=True)
     for case in (square_of_split_sum, packed_sequences, zigzag_covers_everything, global_sums, global_max):
         named[case.__name__] = case
-    return named
+    return named | sppo_cases.cases()
 
 
 def main(path: str) -> None:
@@ -282,6 +266,7 @@ def main(path: str) -> None:
     if dist.get_rank() == 0:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(results, file, indent=1)
+    sppo_cases.layout_groups.cache_clear()  # a group that outlives its backend aborts the process
     dist.destroy_process_group()
 
 

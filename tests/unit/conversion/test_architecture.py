@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MistralConfig, Qwen3Config
+from transformers import GemmaConfig, Qwen3Config
 
 from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
 
@@ -85,8 +85,10 @@ def test_unsupported_features_are_refused_by_name(make_config, name, changes, me
 
 
 def test_an_unsupported_family_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"model family 'mistral' is not supported; supported are llama, qwen2, qwen3"):
-        read_architecture(MistralConfig())
+    with pytest.raises(
+        ValueError, match=r"model family 'gemma' is not supported; supported are llama, mistral, qwen2, qwen3"
+    ):
+        read_architecture(GemmaConfig())
 
 
 def test_a_window_that_is_switched_off_is_fine(make_config):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sppo_megatron.parallel import linear_log_probs, vocab_parallel_linear_log_probs
-from sppo_megatron.parallel.linear_log_probs import choose_tiles
+from sppo_megatron.parallel import logit_tiles, vocab_parallel_linear_log_probs
+from sppo_megatron.parallel.logit_tiles import choose_tiles
 
 
 def inputs(tokens=9, width=5, columns=13, vocab_size=11, dtype=torch.float64):
@@ -63,7 +63,7 @@ def test_any_shape_and_tile_agree_with_plain_torch(tokens, columns, padding, til
     hidden, weight, targets = inputs(tokens, 4, columns + padding, columns, torch.float32)
     with torch.no_grad():
         weight[columns:] = float("nan")
-    with mock.patch.object(linear_log_probs, "choose_tiles", lambda *_: tile):
+    with mock.patch.object(logit_tiles, "choose_tiles", lambda *_: tile):
         log_probs, entropy = vocab_parallel_linear_log_probs(
             hidden, weight, targets, vocab_size=columns, temperature=temperature, with_entropy=True
         )
@@ -108,7 +108,7 @@ def test_low_precision_products(monkeypatch, dtype, with_entropy, scale):
     expected = vocab_parallel_linear_log_probs(
         hidden_64, weight_64, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy
     )
-    monkeypatch.setattr(linear_log_probs, "_multiplies_low_precision", lambda device: True)
+    monkeypatch.setattr(logit_tiles, "multiplies_low_precision", lambda device: True)
     monkeypatch.setattr(torch, "mm", mm)
     actual = vocab_parallel_linear_log_probs(
         hidden, weight, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy

@@ -1,0 +1,109 @@
+"""From the gradient of logits, tile by tile, to the gradients of the hidden states and of the sharded LM head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .logit_tiles import LogitTiles
+from .softmax_statistics import LogitGradient
+from .vocab_shard import VocabShard
+
+
+def add_linear_gradients(
+    tiles: LogitTiles,
+    hidden: Tensor,
+    targets: Tensor,
+    shard: VocabShard,
+    gradient: LogitGradient,
+    *,
+    grad_hidden: Tensor | None,
+    grad_weight: Tensor | None,
+    kept: Sequence[Tensor | None] | None = None,
+    hidden_complete: Callable[[], None] = lambda: None,
+) -> None:
+    """Adds to grad_hidden [N, H] (zeros in the compute dtype) and grad_weight [V/tp, H] (any dtype), where wanted.
+
+    kept: what `SoftmaxStatistics.update` returned for each tile, in order, where the tiles hold what it left in them;
+    None computes their logits again. hidden_complete: called when grad_hidden is finished, before the last product for
+    grad_weight, so that a reduction over ranks can run at the same time.
+
+    Vocabulary outer, tokens inner: a slice of grad_weight that can't be accumulated in place is summed in one small
+    accumulator of the compute dtype, before the next one starts. Padding rows are never visited.
+    """
+    # upstream gradients may be too small or too large for float16 operands
+    unit, gradient = gradient.normalized() if tiles.mixed else (1.0, gradient)
+    row = gradient.row.unsqueeze(1)
+    # the coefficient of a token goes onto its row of hidden, not onto its row of the much wider tile
+    weighted_rows = None if grad_weight is None else tiles.operand(hidden * row)
+    in_place = grad_weight is not None and grad_weight.dtype == tiles.dtype and not tiles.mixed
+    last = (len(tiles.columns) - 1, len(tiles.tokens) - 1)
+
+    def finish_hidden() -> None:
+        if grad_hidden is not None:
+            grad_hidden.mul_(row * (unit / -tiles.temperature))
+        hidden_complete()
+
+    for i, (column, end_column) in enumerate(tiles.columns):
+        head = tiles.head(column, end_column)
+        if grad_weight is not None:
+            grad_slice = grad_weight[column:end_column]
+            accumulator = grad_slice if in_place else torch.zeros_like(grad_slice, dtype=tiles.dtype)
+        for j, (token, end) in enumerate(tiles.tokens):
+            tile, scratch = tiles.buffers(token, end, column, end_column)
+            if kept is None:
+                tiles.write_logits(tile, token, end, head)
+            reference = None if kept is None else kept[i * len(tiles.tokens) + j]
+            position = shard.locate(targets[token:end], column, end_column - column)
+            tile = gradient.write(tile, token, position, tiles.operand_dtype, scratch, tiles.scale, reference)
+            if grad_hidden is not None:
+                tiles.add_product(grad_hidden[token:end], tile, head)
+            if (i, j) == last:
+                finish_hidden()
+            if weighted_rows is not None:
+                tiles.add_product(accumulator, tile.t(), weighted_rows[token:end], alpha=-1 / tiles.temperature)
+        if grad_weight is not None and not in_place:
+            grad_slice.add_(accumulator.mul_(unit))
+    if min(last) < 0:  # a shard of padding, or no token: no tile, but ranks still reduce together
+        finish_hidden()
+
+
+def gather_tokens(shard: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """[N/tp, H] of every rank -> [N, H], in rank order."""
+    assert group is not None
+    whole = shard.new_empty(shard.shape[0] * dist.get_world_size(group), shard.shape[1])
+    if whole.numel() > 0:
+        dist.all_gather_into_tensor(whole, shard.contiguous(), group=group)
+    return whole
+
+
+def start_sum_over_shards(
+    grad: Tensor, group: dist.ProcessGroup | None, sequence_parallel: bool = False
+) -> Callable[[], Tensor]:
+    """Starts the sum of `grad` [N, H] over the group and returns what waits for it.
+
+    The result is all of the sum, or this rank's [N/tp, H] with sequence_parallel. `grad` belongs to the sum until then.
+    """
+    if group is None or grad.numel() == 0:
+        return lambda: _cut(grad, group) if sequence_parallel else grad
+    if sequence_parallel and dist.get_backend(group) == "nccl":
+        part = grad.new_empty(grad.shape[0] // dist.get_world_size(group), grad.shape[1])
+        work, result = dist.reduce_scatter_tensor(part, grad, group=group, async_op=True), part
+    else:
+        work = dist.all_reduce(grad, group=group, async_op=True)
+        result = _cut(grad, group) if sequence_parallel else grad
+
+    def wait() -> Tensor:
+        work.wait()
+        return result
+
+    return wait
+
+
+def _cut(whole: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    mine = whole.shape[0] // size
+    return whole[mine * rank : mine * (rank + 1)]
