@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -12,13 +13,13 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sppo_megatron.config import Config
 from sppo_megatron.conversion.architecture import Architecture, load_hf_config, read_architecture
-from sppo_megatron.conversion.families import FAMILIES
-from sppo_megatron.conversion.fused_experts import by_expert
-from sppo_megatron.conversion.hf_checkpoint import HFTensors, RandomTensors, SafetensorsFolder
+from sppo_megatron.conversion.hf_checkpoint import HFTensors, RandomTensors
 from sppo_megatron.conversion.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder, stop_token_ids
+from sppo_megatron.conversion.hf_model import open_weights
 from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.conversion.save import save_hf_folder
 from sppo_megatron.data.prompts import PromptStream, load_prompts
@@ -34,6 +35,7 @@ from sppo_megatron.policy.initialize import (
     initialize_model_parallel,
 )
 from sppo_megatron.policy.policy import Policy
+from sppo_megatron.policy.precision import params_dtype
 from sppo_megatron.preemption import PreemptionGuard
 from sppo_megatron.reward.scorer import RewardScorer
 from sppo_megatron.rollout.megatron import MegatronEngine
@@ -143,9 +145,10 @@ def export_policy(config: Config, parts: Parts) -> None:
     tensors = parts.policy.export_weights()
     if dist.get_rank() == 0:
         inputs = parts.inputs
-        save_hf_folder(
-            Path(config.output_dir) / "hf", tensors, inputs.hf_config, inputs.tokenizer, inputs.generation_config
-        )
+        hf_config = copy.deepcopy(inputs.hf_config)
+        hf_config.dtype = params_dtype(config.precision)
+        hf_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf_config.model_type]]
+        save_hf_folder(Path(config.output_dir) / "hf", tensors, hf_config, inputs.tokenizer, inputs.generation_config)
     else:
         for _ in tensors:
             pass
@@ -179,15 +182,7 @@ def _read_inputs(config: Config) -> Inputs:
     folder = resolve_hf_folder(config.model.hf_path)
     hf_config = load_hf_config(str(folder))
     architecture = read_architecture(hf_config)
-    check_layout(
-        config.parallelism,
-        num_layers=architecture.num_layers,
-        num_attention_heads=architecture.num_attention_heads,
-        num_query_groups=architecture.num_query_groups,
-        ffn_hidden_size=architecture.ffn_hidden_size,
-        num_experts=architecture.mixture and architecture.mixture.num_experts,
-        expert_ffn_hidden_size=architecture.mixture and architecture.mixture.ffn_hidden_size,
-    )
+    check_layout(config.parallelism, **architecture.layout_sizes())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
     scorer = RewardScorer(config.reward, decode)
@@ -221,7 +216,7 @@ def _prompts(path: str | None, config: Config, tokenizer: Any | None, scorer: Re
 
 def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
     if config.model.init == "hf":
-        return by_expert(SafetensorsFolder(folder), FAMILIES[architecture.family].experts)
+        return open_weights(folder, architecture.family)
     shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
     return RandomTensors(shapes, architecture.initializer_range, config.train.seed)
 

@@ -12,12 +12,19 @@ EP, ETP = "parallelism.expert_model_parallel_size", "parallelism.expert_tensor_p
 SP = "parallelism.sequence_parallel"
 PACKED = "train.max_tokens_per_micro_batch"
 ROWS = "train.micro_batch_size"
+UNFUSED = {"train.fused_loss": "off"}  # log-probs, then the loss
+FEW_LOGITS = {"train.logits_budget_mib": 0.002}  # 13 tokens: groups of sequences, and some too long to be kept
 PLAIN_ADAM = {"optimizer.use_distributed_optimizer": "false"}
 OVERLAPPED = {"parallelism.overlap_grad_reduce": "true", "parallelism.overlap_param_gather": "true"}
 
 PLAIN = Settings()
 LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
+SCHEDULE = Settings(lr_warmup_steps=2, lr_decay=True, minibatch_size=4)
 KIMI = Settings(kimi_scale=True, baseline="log_partition", eta=4.0, minibatch_size=4)
+BALANCED = Settings(aux_loss_coeff=0.05)
+
+# One micro-batch a mini-batch: as many rows, or packed. The rows' padding must not count.
+WHOLE = {ROWS: 5}
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ CASES = [
     Case("one-process-plain-adam", 1, PLAIN_ADAM),
     Case("one-process-full-recompute", 1, {"model.recompute_granularity": "full", ROWS: 3}),
     Case("one-process-length-weighted", 1, {ROWS: 2}, settings=LENGTH_WEIGHTED),
+    Case("one-process-schedule", 1, {ROWS: 4}, settings=SCHEDULE),
     Case("one-process-kimi", 1, {PACKED: 64}, settings=KIMI),
     Case("one-process-qwen2-untied", 1, {ROWS: 2}, "qwen2"),
     Case("one-process-qwen3", 1, {ROWS: 2}, "qwen3"),
@@ -44,6 +52,19 @@ CASES = [
     Case("one-process-mixtral", 1, {ROWS: 2}, "mixtral"),
     Case("one-process-qwen2-moe", 1, {PACKED: 48}, "qwen2-moe"),
     Case("one-process-qwen3-moe", 1, {ROWS: 3}, "qwen3-moe"),
+    Case("one-process-unfused", 1, {ROWS: 3, **UNFUSED}),
+    Case("one-process-unfused-kimi-packed", 1, {PACKED: 64, **UNFUSED}, settings=KIMI),
+    Case("one-process-unfused-length-weighted", 1, {ROWS: 2, **UNFUSED}, settings=LENGTH_WEIGHTED),
+    Case("one-process-few-logits", 1, {ROWS: 4, **FEW_LOGITS}),
+    Case("one-process-few-logits-kimi-packed", 1, {PACKED: 64, **FEW_LOGITS}, settings=KIMI),
+    Case("one-process-chunks-of-3", 1, {PACKED: 64, "train.log_prob_chunk_size": 3}),
+    Case("tp2-unfused", 2, {TP: 2, ROWS: 2, **UNFUSED}),
+    Case("tp2-sp-few-logits", 2, {TP: 2, SP: "true", PACKED: 48, **FEW_LOGITS}),
+    Case("cp2-packed-unfused", 2, {CP: 2, PACKED: 64, **UNFUSED}),
+    Case("cp2-packed-few-logits", 2, {CP: 2, PACKED: 64, **FEW_LOGITS}),
+    Case("pp2-unfused", 2, {PP: 2, ROWS: 2, **UNFUSED}),
+    Case("dp2-overlapped-unfused", 2, {**OVERLAPPED, **UNFUSED}),
+    Case("tp2-cp2-few-logits", 4, {TP: 2, CP: 2, ROWS: 2, **FEW_LOGITS}),
     Case("tp2", 2, {TP: 2, ROWS: 2}),
     Case("tp2-sp", 2, {TP: 2, SP: "true", ROWS: 2}),
     Case("tp2-sp-packed", 2, {TP: 2, SP: "true", PACKED: 48}),
@@ -86,4 +107,9 @@ CASES = [
     Case("tp2-sp-ep2-qwen2-moe", 4, {TP: 2, SP: "true", EP: 2, ROWS: 2}, "qwen2-moe"),
     Case("tp2-sp-ep4-etp1-mixtral", 4, {TP: 2, SP: "true", EP: 4, ETP: 1, ROWS: 2}, "mixtral"),
     Case("pp2-ep2-qwen2-moe-packed", 4, {PP: 2, EP: 2, PACKED: 48}, "qwen2-moe"),
+    Case("one-process-balanced", 1, WHOLE, "qwen3-moe", BALANCED),
+    Case("one-process-balanced-packed", 1, {PACKED: 400}, "qwen2-moe", BALANCED),
+    Case("tp2-sp-balanced", 2, {TP: 2, SP: "true", **WHOLE}, "qwen3-moe", BALANCED),
+    Case("cp2-balanced", 2, {CP: 2, PACKED: 400}, "qwen3-moe", BALANCED),
+    Case("tp2-sp-pp2-balanced", 4, {TP: 2, SP: "true", PP: 2, **WHOLE}, "qwen3-moe", BALANCED),
 ]

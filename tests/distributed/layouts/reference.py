@@ -30,10 +30,13 @@ class Settings:
     kimi_scale: bool = False
     temperature: float = 0.7
     lr: float = 1e-3
+    lr_warmup_steps: int = 0
+    lr_decay: bool = False
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-5
     clip_grad: float = 0.5
+    aux_loss_coeff: float = 0.0  # of a mixture of experts; a mini-batch is then one micro-batch
 
 
 @dataclass
@@ -59,6 +62,16 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     )
     groups = [json.loads(line) for line in rollout_file.read_text().splitlines()]
     losses, norms = [], []
+    total_steps = (
+        sum(
+            -(
+                -sum(len(group["responses"]) for group in groups[i : i + settings.groups_per_iteration])
+                // settings.minibatch_size
+            )
+            for i in range(0, settings.iterations * settings.groups_per_iteration, settings.groups_per_iteration)
+        )
+        * settings.epochs
+    )
     for iteration in range(settings.iterations):
         first = iteration * settings.groups_per_iteration
         sequences = list(_sequences(groups[first : first + settings.groups_per_iteration], settings))
@@ -68,12 +81,24 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
             for begin in range(0, len(sequences), settings.minibatch_size):
                 chosen = range(begin, min(begin + settings.minibatch_size, len(sequences)))
                 loss = _loss(model, sequences, old, chosen, settings)
+                for parameters in optimizer.param_groups:
+                    parameters["lr"] = _learning_rate(len(losses), total_steps, settings)
                 optimizer.zero_grad()
                 loss.backward()
                 norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)))
                 optimizer.step()
                 losses.append(loss.item())
     return Result(losses, norms, start, model.state_dict())
+
+
+def _learning_rate(step: int, total_steps: int, settings: Settings) -> float:
+    """Of optimizer step `step`, from 0: linear warm-up from 0, then constant or linearly to a tenth at total_steps."""
+    if step < settings.lr_warmup_steps:
+        return settings.lr * step / settings.lr_warmup_steps
+    if not settings.lr_decay:
+        return settings.lr
+    left = (total_steps - step) / (total_steps - settings.lr_warmup_steps)
+    return settings.lr * (0.1 + 0.9 * left)
 
 
 def _sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[list[int], list[int], float]]:
@@ -104,4 +129,20 @@ def _loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:
         squared = (_log_prob(model, prompt, response, settings.temperature) - old[i] - target) ** 2
         total = total + squared / (len(response) if settings.length_weight else 1)
         count += 1
-    return total / count / (2 * settings.eta if settings.kimi_scale else 1)
+    loss = total / count / (2 * settings.eta if settings.kimi_scale else 1)
+    if settings.aux_loss_coeff:
+        loss = loss + settings.aux_loss_coeff * _imbalance(model, [sequences[i][0] + sequences[i][1] for i in chosen])
+    return loss
+
+
+def _imbalance(model: torch.nn.Module, sequences: list[list[int]]) -> torch.Tensor:
+    """Σ over layers of E Σ_e f_e P_e: the share of choices of expert e and its mean probability over all tokens fed."""
+    of_sequences = [model(torch.tensor([ids[:-1]]), output_router_logits=True).router_logits for ids in sequences]
+    total = torch.zeros(())
+    for of_layer in zip(*of_sequences, strict=True):
+        probabilities = torch.cat(of_layer).softmax(-1)
+        experts = probabilities.shape[1]
+        chosen = probabilities.topk(model.config.num_experts_per_tok).indices
+        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
+        total = total + experts * (share * probabilities.mean(0)).sum()
+    return total

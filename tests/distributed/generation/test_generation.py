@@ -1,0 +1,142 @@
+"""The same samples in every layout, and log-probs that are those of plain transformers for the sampled tokens.
+
+Online runs of one iteration through the real command's code, one torchrun for all layouts of a number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.distributed.layouts import models
+from tests.integration import tiny_task
+
+ROOT = Path(__file__).parents[3]
+WORKER = ROOT / "tests" / "distributed" / "layouts" / "worker.py"
+
+TP, PP, VPP, CP = (
+    "parallelism.tensor_model_parallel_size",
+    "parallelism.pipeline_model_parallel_size",
+    "parallelism.virtual_pipeline_model_parallel_size",
+    "parallelism.context_parallel_size",
+)
+EP, ETP = "parallelism.expert_model_parallel_size", "parallelism.expert_tensor_parallel_size"
+SP = {"parallelism.sequence_parallel": "true"}
+LAYOUTS = {
+    "one-process": (1, "qwen2-tied", {}),
+    "one-process-small-batches": (1, "qwen2-tied", {"rollout.batch_size": 3}),
+    "one-process-qwen3": (1, "qwen3", {}),
+    "tp2": (2, "qwen2-tied", {TP: 2}),
+    "tp2-sp": (2, "qwen2-tied", {TP: 2, **SP}),
+    "pp2": (2, "qwen2-tied", {PP: 2}),
+    "pp2-vpp2": (2, "qwen2-tied", {PP: 2, VPP: 2}),
+    "cp2": (2, "qwen2-tied", {CP: 2}),
+    "dp2": (2, "qwen2-tied", {"rollout.batch_size": 5}),
+    "tp2-qwen3": (2, "qwen3", {TP: 2, **SP}),
+    "tp4": (4, "qwen2-tied", {TP: 4}),
+    "tp2-pp2": (4, "qwen2-tied", {TP: 2, PP: 2, **SP}),
+    "tp2-cp2": (4, "qwen2-tied", {TP: 2, CP: 2}),
+    "pp2-cp2": (4, "qwen2-tied", {PP: 2, CP: 2}),
+    "one-process-mixtral": (1, "mixtral", {}),
+    "one-process-qwen2-moe": (1, "qwen2-moe", {}),
+    # Replicas that hold experts for each other, with different numbers of batches and of tokens.
+    "ep2-mixtral": (2, "mixtral", {EP: 2, "rollout.batch_size": 3}),
+    "cp2-ep2-qwen2-moe": (2, "qwen2-moe", {CP: 2, EP: 2, "rollout.batch_size": 11}),
+    "tp2-ep2-etp1-mixtral": (2, "mixtral", {TP: 2, EP: 2, ETP: 1, **SP}),
+    "tp2-ep2-qwen2-moe": (4, "qwen2-moe", {TP: 2, EP: 2, **SP, "rollout.batch_size": 4}),
+    "pp2-ep2-qwen2-moe": (4, "qwen2-moe", {PP: 2, EP: 2, "rollout.batch_size": 4}),
+    "ep2-dp2-mixtral": (4, "mixtral", {EP: 2, "rollout.batch_size": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("generation")
+    demo = tiny_task.demo_module()
+    for kind in {model for _, model, _ in LAYOUTS.values()}:
+        models.make_model(kind, path / kind)
+        demo.make_tokenizer().save_pretrained(path / kind)
+    demo.write_prompts(path / "prompts.jsonl", demo.make_numbers(7, seed=3))
+    return path
+
+
+@pytest.fixture(scope="module")
+def groups_of(folder: Path):
+    """The first iteration's groups of a layout; all layouts of a world size run when the first is asked for."""
+
+    @cache
+    def run(world_size: int) -> None:
+        runs = [(name, overrides(name, folder)) for name, (size, _, _) in LAYOUTS.items() if size == world_size]
+        todo = folder / f"runs-{world_size}.json"
+        todo.write_text(json.dumps(runs))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
+        done = subprocess.run(
+            [*command, str(WORKER), str(todo)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+    def of(name: str) -> list[dict]:
+        run(LAYOUTS[name][0])
+        lines = (folder / "out" / name / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    return of
+
+
+def overrides(name: str, folder: Path) -> list[str]:
+    _, model, changes = LAYOUTS[name]
+    values = {
+        "model.hf_path": folder / model,
+        "model.make_vocab_size_divisible_by": 4,
+        "precision.dtype": "fp32",
+        "data.train_path": folder / "prompts.jsonl",
+        "reward.kind": "exact_match",
+        "objective.baseline": "mean",
+        "rollout.num_samples_per_prompt": 3,
+        "rollout.max_response_length": 9,
+        "rollout.temperature": 0.8,
+        "train.iterations": 1,
+        "train.prompts_per_iteration": 7,
+        "train.micro_batch_size": 4,
+        "optimizer.use_distributed_optimizer": "false",
+        "logger.tensorboard": "false",
+        "logger.progress": "false",
+        "output_dir": folder / "out" / name,
+    }
+    return [f"{key}={value}" for key, value in (values | changes).items()]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_samples_and_log_probs(name: str, folder: Path, groups_of) -> None:
+    groups = groups_of(name)
+    model_name = LAYOUTS[name][1]
+    reference = groups_of("one-process" if model_name == "qwen2-tied" else f"one-process-{model_name}")
+    sampled = [[response["token_ids"] for response in group["responses"]] for group in groups]
+    assert sampled == [[response["token_ids"] for response in group["responses"]] for group in reference]
+
+    model = AutoModelForCausalLM.from_pretrained(folder / LAYOUTS[name][1], dtype=torch.float32).eval()
+    lengths = set()
+    for group in groups:
+        prompt = group["prompt_token_ids"]
+        for response in group["responses"]:
+            ids = response["token_ids"]
+            lengths.add((len(prompt), len(ids)))
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].double() / 0.8
+            expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+            assert torch.allclose(torch.tensor(response["rollout_log_probs"]).double(), expected, atol=1e-5)
+            assert (response["finish_reason"] == "stop") == (ids[-1] == model.config.eos_token_id)
+    assert len(lengths) >= 4, "prompts and responses of several lengths were mixed"
