@@ -11,7 +11,7 @@ DEMO_OUTPUT := outputs/demo
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup test fast lint format demo clean
+.PHONY: setup test test-kills fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -40,6 +40,10 @@ test: $(VENV)/.setup-test
 # Unit tests only.
 fast: $(VENV)/.setup-test
 	$(BIN)/python -m pytest tests/unit
+
+# Promise 5 at length: twenty kills and more, about half an hour.
+test-kills: $(VENV)/.setup-test
+	SPPO_KILLS=24 SPPO_KILL_ITERATIONS=160 $(BIN)/python -m pytest tests/integration/test_kills.py -s --timeout 3600
 
 lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .

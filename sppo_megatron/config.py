@@ -138,7 +138,7 @@ class TrainConfig:
     micro_batch_size: int = 1
     max_tokens_per_micro_batch: int | None = None
     fused_loss: str = "auto"
-    logits_budget_mib: int = 512
+    logits_budget_mib: float = 512.0
     log_prob_chunk_size: int | None = None
     log_prob_kernels: str = "auto"
     shuffle: bool = True

@@ -53,7 +53,6 @@ _AT_LEAST_ONE = (
     "train.minibatch_size",
     "train.micro_batch_size",
     "train.max_tokens_per_micro_batch",
-    "train.logits_budget_mib",
     "train.log_prob_chunk_size",
     "optimizer.lr_decay_steps",
     "data.max_prompt_length",
@@ -67,6 +66,7 @@ _POSITIVE = (
     "objective.target_clip",
     "objective.beta",
     "reward.timeout_s",
+    "train.logits_budget_mib",
     "optimizer.lr",
     "optimizer.adam_eps",
 )
@@ -91,7 +91,8 @@ def check_config(config: Config, world_size: int) -> None:
             *_check_objective(config),
             *_check_rollout(config),
             *_check_optimizer(config),
-            *_check_world(config, world_size),
+            *_check_processes(config.parallelism, world_size),
+            *_check_overlap(config),
         ]
     )
 
@@ -259,8 +260,12 @@ def _check_optimizer(config: Config) -> Iterator[str]:
         )
 
 
-def _check_world(config: Config, world_size: int) -> Iterator[str]:
-    p = config.parallelism
+def check_processes(parallelism: ParallelismConfig, world_size: int) -> None:
+    """Raises ConfigError where world_size processes can't be laid out as configured."""
+    _raise(_check_processes(parallelism, world_size))
+
+
+def _check_processes(p: ParallelismConfig, world_size: int) -> Iterator[str]:
     model_parallel = p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size
     if model_parallel > 0 and world_size % model_parallel:
         yield (
@@ -283,6 +288,10 @@ def _check_world(config: Config, world_size: int) -> Iterator[str]:
     if virtual == 1:
         yield "parallelism.virtual_pipeline_model_parallel_size=1 is no interleaving: set it to null"
     yield from _check_expert_groups(p, world_size)
+
+
+def _check_overlap(config: Config) -> Iterator[str]:
+    p = config.parallelism
     if p.overlap_param_gather and not (p.overlap_grad_reduce and config.optimizer.use_distributed_optimizer):
         yield (
             "parallelism.overlap_param_gather=true needs parallelism.overlap_grad_reduce=true and "

@@ -60,6 +60,17 @@ class Architecture:
         multiple = divisible_by * tensor_model_parallel_size
         return -(-self.vocab_size // multiple) * multiple
 
+    def layout_sizes(self) -> dict[str, int | None]:
+        """What parallel sizes must divide: the arguments of `validation.check_layout`."""
+        return {
+            "num_layers": self.num_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_query_groups": self.num_query_groups,
+            "ffn_hidden_size": self.ffn_hidden_size,
+            "num_experts": self.mixture and self.mixture.num_experts,
+            "expert_ffn_hidden_size": self.mixture and self.mixture.ffn_hidden_size,
+        }
+
 
 def load_hf_config(hf_path: str) -> Any:
     """The Hugging Face config at a local folder or hub id. Raises ValueError that says what to put there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from datetime import timedelta
 
@@ -64,6 +65,15 @@ def initialize_model_parallel(parallelism: ParallelismConfig, seed: int) -> Proc
 
 
 def destroy_model_parallel() -> None:
-    """Drops Megatron's process groups, so that another layout can be built in the same process."""
-    if parallel_state.model_parallel_is_initialized():
-        parallel_state.destroy_model_parallel()
+    """Ends Megatron's process groups, so that another layout can be built in the same process.
+
+    Megatron only forgets its groups. One that is never destroyed keeps its threads, and hundreds of gloo's event loops
+    take the cores away.
+    """
+    if not parallel_state.model_parallel_is_initialized():
+        return
+    groups = [group for group in parallel_state._global_process_group_list or [] if group is not None]
+    parallel_state.destroy_model_parallel()
+    for group in groups:
+        with contextlib.suppress(ValueError):  # a few are destroyed by Megatron itself
+            dist.destroy_process_group(group)

@@ -77,7 +77,7 @@ class Policy:
         self._connect_schedule(run)
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
-        self._log_prob_head, self._training_head = self._build_heads(run)
+        self._log_prob_head, self.training_head = self._build_heads(run)
         self._layout = Layout(
             micro_batch_size=run.train.micro_batch_size,
             max_tokens=run.train.max_tokens_per_micro_batch,
@@ -99,7 +99,7 @@ class Policy:
         terms = regression_terms(run.objective) if run.train.fused_loss == "auto" else None
         if terms is None:
             return LogProbHead(**shared, with_entropy=True), LogProbHead(**shared)
-        budget = run.train.logits_budget_mib * 2**20
+        budget = int(run.train.logits_budget_mib * 2**20)
         return LogProbHead(**shared, with_entropy=True), SppoLossHead(**shared, terms=terms, logits_budget=budget)
 
     def _connect_schedule(self, run: Config) -> None:
@@ -195,7 +195,7 @@ class Policy:
         if pp_size > 1:  # stages exchange tensors of one shape
             shapes = [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(plan)
         micro_batches = [collate(share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True)]
-        head = self._log_prob_head if forward_only else self._training_head
+        head = self._log_prob_head if forward_only else self.training_head
         step = ForwardStep(head, self.device, finish_for(len(plan)))
         iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in self.chunks]
         with torch.set_grad_enabled(not forward_only):

@@ -7,20 +7,16 @@ weights of a training checkpoint are stored alike and can be read too.
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import check_is_distributed_checkpoint
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
-from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, create_default_global_save_plan
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -41,8 +37,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from sppo_megatron.conversion.mapping import EMBEDDING, OUTPUT_LAYER
-from sppo_megatron.policy.model import unwrap
-from sppo_megatron.policy.weights_table import STATE_DICT_METADATA, Piece, WeightsTable
+from sppo_megatron.policy.weights_table import Piece, WeightsTable
 
 _MODEL_KEYS = ("embedding.", "decoder.", "output_layer.")  # a training checkpoint holds more
 
@@ -184,17 +179,3 @@ def _holds(key: str, stored: tuple[int, ...], size: tuple[int, ...]) -> bool:
     if key in (EMBEDDING, OUTPUT_LAYER):
         return stored[0] >= size[0] and stored[1:] == size[1:]
     return stored == size
-
-
-@torch.no_grad()
-def load_weights(chunks: list[nn.Module], groups: ProcessGroupCollection, folder: Path) -> None:
-    """Megatron-Core's own loading of such a checkpoint into a model in any layout. Collective."""
-    metadata = STATE_DICT_METADATA | {"dp_cp_group": groups.dp_cp}
-    wanted = {
-        f"model{index}": unwrap(chunk).sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        state = dist_checkpointing.load(wanted, str(folder), TorchDistLoadShardedStrategy())
-    for index, chunk in enumerate(chunks):
-        unwrap(chunk).load_state_dict(state[f"model{index}"])

@@ -1,4 +1,4 @@
-"""Disks fill up, files get cut, nodes are taken back: one clear message, and the good checkpoint is there to go on from."""
+"""Disks fill up, files get cut, nodes are taken back: one clear message, and a good checkpoint to go on from."""
 
 from __future__ import annotations
 

@@ -56,6 +56,10 @@ def select_kernels(choice: str, device: torch.device, dtype: torch.dtype) -> Ker
         raise ValueError("kernels='triton' needs the package triton: pip install triton, or choose 'auto'")
     if dtype != torch.float32 or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"):
         raise ValueError(f"kernels='triton' can't run {dtype} on {device}: choose 'auto'")
+    return _load()
+
+
+def _load() -> Kernels:
     from . import softmax
 
     return softmax

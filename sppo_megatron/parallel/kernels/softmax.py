@@ -99,14 +99,14 @@ def _block(columns: int) -> int:
 
 
 def update_statistics(tile: Tensor, targets: Tensor, packed: Tensor, first: int, scale: float) -> None:
-    """See `Kernels.update_statistics`. tile: any strides; targets [n] contiguous; packed: float32, rows contiguous."""
+    """See `Kernels.update_statistics`. tile, targets: any strides; packed: float32, its rows contiguous."""
     rows, columns = tile.shape
     if tile.numel() == 0:
         return
-    assert packed.dtype == torch.float32 and packed.stride(1) == 1 and targets.is_contiguous()
+    assert packed.dtype == torch.float32 and packed.stride(1) == 1
     _statistics_kernel[(rows,)](
         tile,
-        targets,
+        targets.contiguous(),
         packed,
         columns,
         first,

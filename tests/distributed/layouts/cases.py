@@ -21,7 +21,8 @@ PLAIN = Settings()
 LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
 SCHEDULE = Settings(lr_warmup_steps=2, lr_decay=True, minibatch_size=4)
 KIMI = Settings(kimi_scale=True, baseline="log_partition", eta=4.0, minibatch_size=4)
-BALANCED = Settings(aux_loss_coeff=0.05)
+BALANCED = Settings(aux_loss_coeff=5.0)  # most of the gradient
+BALANCED_EACH = Settings(aux_loss_coeff=5.0, aux_of_each=True)
 
 # One micro-batch a mini-batch: as many rows, or packed. The rows' padding must not count.
 WHOLE = {ROWS: 5}
@@ -110,6 +111,7 @@ CASES = [
     Case("one-process-balanced", 1, WHOLE, "qwen3-moe", BALANCED),
     Case("one-process-balanced-packed", 1, {PACKED: 400}, "qwen2-moe", BALANCED),
     Case("tp2-sp-balanced", 2, {TP: 2, SP: "true", **WHOLE}, "qwen3-moe", BALANCED),
+    Case("ep2-balanced-with-empty-micro-batches", 2, {EP: 2, ROWS: 1}, "qwen3-moe", BALANCED_EACH),
     Case("cp2-balanced", 2, {CP: 2, PACKED: 400}, "qwen3-moe", BALANCED),
     Case("tp2-sp-pp2-balanced", 4, {TP: 2, SP: "true", PP: 2, **WHOLE}, "qwen3-moe", BALANCED),
 ]

@@ -36,7 +36,8 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.95)
     adam_eps: float = 1e-5
     clip_grad: float = 0.5
-    aux_loss_coeff: float = 0.0  # of a mixture of experts; a mini-batch is then one micro-batch
+    aux_loss_coeff: float = 0.0  # of a mixture of experts
+    aux_of_each: bool = False  # each sequence is a micro-batch, on two data-parallel ranks; else all are one
 
 
 @dataclass
@@ -85,6 +86,12 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
                     parameters["lr"] = _learning_rate(len(losses), total_steps, settings)
                 optimizer.zero_grad()
                 loss.backward()
+                if settings.aux_loss_coeff:
+                    fed = [(prompt + response)[:-1] for prompt, response, _ in sequences[begin : chosen.stop]]
+                    micro_batches = [[ids] for ids in fed] if settings.aux_of_each else [fed]
+                    count = -(-len(fed) // 2) * 2 if settings.aux_of_each else 1  # the ranks make equally many
+                    total = torch.stack([_imbalance(model, batch) for batch in micro_batches]).sum()
+                    (settings.aux_loss_coeff * total / count).backward()
                 norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)))
                 optimizer.step()
                 losses.append(loss.item())
@@ -129,16 +136,13 @@ def _loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:
         squared = (_log_prob(model, prompt, response, settings.temperature) - old[i] - target) ** 2
         total = total + squared / (len(response) if settings.length_weight else 1)
         count += 1
-    loss = total / count / (2 * settings.eta if settings.kimi_scale else 1)
-    if settings.aux_loss_coeff:
-        loss = loss + settings.aux_loss_coeff * _imbalance(model, [sequences[i][0] + sequences[i][1] for i in chosen])
-    return loss
+    return total / count / (2 * settings.eta if settings.kimi_scale else 1)
 
 
 def _imbalance(model: torch.nn.Module, sequences: list[list[int]]) -> torch.Tensor:
-    """Σ over layers of E Σ_e f_e P_e: the share of choices of expert e and its mean probability over all tokens fed."""
-    of_sequences = [model(torch.tensor([ids[:-1]]), output_router_logits=True).router_logits for ids in sequences]
-    total = torch.zeros(())
+    """Σ over layers of E Σ_e f_e P_e: the share of choices of expert e and its mean probability over all tokens."""
+    of_sequences = [model(torch.tensor([ids]), output_router_logits=True).router_logits for ids in sequences if ids]
+    total = torch.zeros((), requires_grad=True)
     for of_layer in zip(*of_sequences, strict=True):
         probabilities = torch.cat(of_layer).softmax(-1)
         experts = probabilities.shape[1]

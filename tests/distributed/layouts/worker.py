@@ -7,32 +7,32 @@ runs.json: [[name, [override, ...]], ...]. Rank 0 prints one line per run that f
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
 
-import torch.distributed as dist
-
 from sppo_megatron import train
 from sppo_megatron.configuration import compose_config
-from sppo_megatron.policy.initialize import initialize_distributed
 from sppo_megatron.validation import check_config
 
 
 def main() -> None:
     train.set_up_logging(rank=1)
-    initialize_distributed(timeout_minutes=2)
     for name, overrides in json.loads(Path(sys.argv[1]).read_text()):
         config, composed = compose_config(overrides)
-        check_config(config, dist.get_world_size())
+        check_config(config, int(os.environ["WORLD_SIZE"]))
         try:
+            # Joins and leaves the process group by itself: groups that stay behind keep their threads, and hundreds
+            # of gloo's event loops take the cores away.
             train.run(config, composed)
         except Exception:
-            print(f"{name} failed on rank {dist.get_rank()}", flush=True)
+            print(f"{name} failed on rank {os.environ['RANK']}", flush=True)
             traceback.print_exc()
             raise
-    dist.destroy_process_group()
+        gc.collect()
 
 
 if __name__ == "__main__":

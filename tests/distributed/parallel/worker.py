@@ -9,6 +9,7 @@ float64 on the unsharded inputs, which every rank draws from the same seed.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from sppo_megatron.parallel import (
+    kernels,
     logit_tiles,
     reduce_max,
     reduce_sums,
@@ -252,6 +254,8 @@ def cases() -> dict[str, Callable[[dist.ProcessGroup], None]]:
 def main(path: str) -> None:
     dist.init_process_group("gloo", timeout=timedelta(seconds=90))
     torch.set_num_threads(1)
+    if os.environ.get("SPPO_TEST_KERNELS") == "triton":
+        kernels._runs_natively = lambda device, dtype: dtype == torch.float32
     group, results = dist.group.WORLD, {}
     for name, case in cases().items():
         failure = None

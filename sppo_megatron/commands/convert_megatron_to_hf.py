@@ -1,0 +1,71 @@
+"""A Megatron-Core torch_dist checkpoint -> Hugging Face format, one tensor in memory at a time.
+
+Reads what convert_hf_to_megatron writes and the `megatron/` folder of a training checkpoint, from whatever layout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sppo_megatron.commands.options import (
+    add_output_arguments,
+    check_absent,
+    config_of,
+    progress,
+    run_command,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="convert_megatron_to_hf", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--megatron-path", type=Path, required=True, help="the folder with metadata.json")
+    parser.add_argument(
+        "--hf-path", help="where config.json and the tokenizer are; by default what convert_hf_to_megatron kept of them"
+    )
+    add_output_arguments(parser)
+    options = parser.parse_args(arguments)
+    return run_command(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sppo_megatron.commands.tables import print_rows
+    from sppo_megatron.config import ParallelismConfig
+    from sppo_megatron.conversion.hf_model import open_hf_model
+    from sppo_megatron.conversion.inventory import tensor_rows
+    from sppo_megatron.conversion.mapping import parameter_layouts
+    from sppo_megatron.conversion.save import save_hf_folder
+    from sppo_megatron.policy.initialize import initialize_distributed
+    from sppo_megatron.policy.weights_checkpoint import StoredWeights
+    from sppo_megatron.policy.weights_table import WeightsTable
+
+    check_absent(options.output, options.overwrite or options.dry_run)
+    model = open_hf_model(config_of(options.megatron_path, options.hf_path))
+    vocab_size = model.architecture.vocab_size
+    layouts = parameter_layouts(model.architecture, vocab_size)
+    initialize_distributed(timeout_minutes=5)
+    stored = StoredWeights(options.megatron_path, WeightsTable(model.architecture, vocab_size))
+    if options.dry_run:
+        print_rows(tensor_rows(model.architecture, layouts, ParallelismConfig()))
+        return 0
+    with progress("converting", len(layouts)) as advance:
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for name, layout in layouts.items():
+                yield from zip(layout.hf_names, layout.unshard([stored.read(name)]), strict=True)
+                advance()
+
+        # writes beside the folder and renames
+        save_hf_folder(options.output, tensors(), model.hf_config, model.tokenizer, model.generation_config)
+    print(f"wrote {options.output}: {len(layouts)} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

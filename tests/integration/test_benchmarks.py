@@ -1,0 +1,55 @@
+"""The benchmark tools run, on one rank and on two, and write what their README says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LOG_PROBS = ["tools/benchmark_log_probs.py", "--tokens", "64", "--vocab", "512", "--hidden", "64", "--rounds", "1"]
+STEP = [
+    *("tools/benchmark_train_step.py", "--hidden", "128", "--layers", "2", "--vocab", "512", "--tokens", "64"),
+    *("--sequence-length", "16", "--rounds", "1"),
+]
+
+
+def run(arguments: list[str], ranks: int, path: Path) -> dict:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments, "--json", str(path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_log_probs(tmp_path, ranks):
+    result = run([*LOG_PROBS, "--dtype", "fp32", "bf16"], ranks, tmp_path / "out.json")
+    assert result["machine"]["ranks"] == ranks and len(result["results"]) == 2
+    for case in result["results"]:
+        rows = {row["variant"]: row for row in case["rows"]}
+        names = {"3G", "4G", "ours", "mcore", "mcore fused", "ours, half masked", "ours, sppo loss"}
+        assert names <= rows.keys()
+        assert ("F.cross_entropy" in rows) == (ranks == 1)
+        assert rows["ours"]["max error"] <= 1e-5
+        assert rows["mcore"]["/mcore"] == 1.0 and rows["ours"]["/4G"] == rows["ours"]["ms"] / rows["4G"]["ms"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_train_step(tmp_path, ranks):
+    extra = ["--sequence-parallel", "--tied"] if ranks == 2 else ["--clock", "process"]
+    rows = run([*STEP, *extra], ranks, tmp_path / "out.json")["rows"]
+    assert [row["head"] for row in rows] == ["megatron", "ours, log-probs", "ours, sppo loss"]
+    assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-5)
+    assert rows[2]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-5)

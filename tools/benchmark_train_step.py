@@ -1,0 +1,150 @@
+#!/usr/bin/env python
+"""A whole training step on Megatron-Core, with our LM heads and with Megatron's own head and cross entropy.
+
+    python tools/benchmark_train_step.py --hidden 256 --layers 4 --vocab 32768
+    torchrun --nproc-per-node 2 tools/benchmark_train_step.py --sequence-parallel      # tensor parallel over the ranks
+
+Forward and backward of all micro-batches, gradient reduction, optimizer; random weights and responses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from benchmarking import CLOCKS, machine, measure, print_table, write_json
+from torch import Tensor, nn
+from transformers import Qwen2Config
+
+from sppo_megatron.config import Config
+from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
+from sppo_megatron.conversion.hf_checkpoint import RandomTensors
+from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.data.batching import MicroBatch, Sample
+from sppo_megatron.policy.initialize import initialize_distributed, initialize_model_parallel, local_device
+from sppo_megatron.policy.lm_head import Head, LogProbHead
+from sppo_megatron.policy.policy import Policy
+
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # isort: skip
+
+
+@dataclass(frozen=True)
+class MegatronHead(Head):
+    """Logits of every token by Megatron's output layer, then its cross entropy; of that, the response tokens."""
+
+    def __call__(
+        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, context: MicroBatch, **_
+    ) -> Tensor:
+        logits, _ = output_layer(hidden_states, weight=output_weight)
+        labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+        labels.view(-1)[context.rows] = context.labels
+        return -vocab_parallel_cross_entropy(logits, labels).view(-1)[context.rows]
+
+
+def run_config(args: argparse.Namespace, folder: str) -> Config:
+    run = Config()
+    run.model.hf_path, run.model.init = folder, "random"
+    run.precision.dtype = args.dtype
+    run.parallelism.tensor_model_parallel_size = dist.get_world_size()
+    run.parallelism.sequence_parallel = args.sequence_parallel
+    run.train.max_tokens_per_micro_batch = args.tokens
+    run.train.logits_budget_mib = args.logits_budget_mib
+    run.optimizer.lr = 1e-9  # every variant sees the same weights
+    return run
+
+
+def build_policy(args: argparse.Namespace) -> Policy:
+    with tempfile.TemporaryDirectory() as folder:
+        Qwen2Config(
+            vocab_size=args.vocab,
+            hidden_size=args.hidden,
+            intermediate_size=3 * args.hidden,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.hidden // 64,
+            num_key_value_heads=args.hidden // 64,
+            tie_word_embeddings=args.tied,
+        ).save_pretrained(folder)
+        run = run_config(args, folder)
+        architecture = read_architecture(load_hf_config(folder))
+        groups = initialize_model_parallel(run.parallelism, seed=0)
+        shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
+        return Policy(run, architecture, RandomTensors(shapes, architecture.initializer_range, 0), groups, 1000)
+
+
+def random_samples(args: argparse.Namespace) -> list[Sample]:
+    """As many as fill the micro-batches; the prompt is a share of each."""
+    random = np.random.default_rng(0)
+    prompt = int(args.sequence_length * args.prompt_share)
+    response = args.sequence_length + 1 - prompt
+    return [
+        Sample(
+            index=index,
+            prompt_token_ids=random.integers(0, args.vocab, prompt).astype(np.int32),
+            response_token_ids=random.integers(0, args.vocab, response).astype(np.int32),
+            target=float(random.normal()),
+            old_log_probs=np.full(response, -10, np.float32),
+        )
+        for index in range(args.micro_batches * args.tokens // args.sequence_length)
+    ]
+
+
+def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
+    policy = build_policy(args)
+    units = [(sample,) for sample in random_samples(args)]
+    fused = policy.training_head
+    shared = (policy.groups, args.vocab, 1.0, args.sequence_parallel)
+    heads = {"megatron": MegatronHead(*shared), "ours, log-probs": LogProbHead(*shared), "ours, sppo loss": fused}
+    losses: dict[str, float] = {}
+
+    def step(name: str) -> None:
+        policy.training_head = heads[name]
+        losses[name] = policy.train_step(units)["loss"]
+
+    measured = measure({name: partial(step, name) for name in heads}, args.rounds, local_device(), args.clock)
+    base = measured["megatron"]
+    rows: list[dict[str, Any]] = []
+    for name, figures in measured.items():
+        row = {"head": name, "s/step": figures["seconds"], "ratio": figures["seconds"] / base["seconds"]}
+        extra = {"extra MiB": figures["extra_mib"], "mem ratio": figures["extra_mib"] / max(1.0, base["extra_mib"])}
+        rows.append(row | extra | {"loss": losses[name]})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hidden", type=int, default=256, help="a multiple of 64")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=32768)
+    parser.add_argument("--tied", action="store_true", help="the head shares the embedding's weight")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--tokens", type=int, default=1024, help="of one packed micro-batch")
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument(
+        "--prompt-share", type=float, default=0.25, help="of each sequence; its log-probs aren't needed"
+    )
+    parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument("--sequence-parallel", action="store_true")
+    parser.add_argument("--logits-budget-mib", type=float, default=512.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="process: CPU time, for a busy machine")
+    parser.add_argument("--json", help="file to write the figures to")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    initialize_distributed(timeout_minutes=10)
+    rows = benchmark(args)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print_table(rows, ["head", "s/step", "ratio", "extra MiB", "mem ratio", "loss"])
+        write_json(args.json, {"machine": machine(local_device()), "arguments": vars(args), "rows": rows})
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""See sppo_megatron.commands.convert_megatron_to_hf."""
+
+import sys
+
+from sppo_megatron.commands.convert_megatron_to_hf import main
+
+if __name__ == "__main__":
+    sys.exit(main())
