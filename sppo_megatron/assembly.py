@@ -92,7 +92,10 @@ def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
         groups = initialize_model_parallel(config.parallelism, config.train.seed)
         steps = _total_steps(config, inputs)
         policy = _agreed(lambda: Policy(config, inputs.architecture, inputs.tensors, groups, steps))
-        yield Parts(inputs, policy)
+        try:
+            yield Parts(inputs, policy)
+        finally:
+            policy.close()
     finally:
         destroy_model_parallel()
         if owns_group and dist.is_initialized():

@@ -107,9 +107,9 @@ def _difference(name: str, expected: Tensor, found: Tensor) -> Iterator[str]:
 
 def checksum(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes."""
-    import torch
+    from sppo_megatron.conversion.safetensors_writer import raw_bytes
 
-    return hashlib.sha256(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())).hexdigest()
+    return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- logits

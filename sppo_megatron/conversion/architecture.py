@@ -67,8 +67,8 @@ class Architecture:
             "num_attention_heads": self.num_attention_heads,
             "num_query_groups": self.num_query_groups,
             "ffn_hidden_size": self.ffn_hidden_size,
-            "num_experts": self.mixture and self.mixture.num_experts,
-            "expert_ffn_hidden_size": self.mixture and self.mixture.ffn_hidden_size,
+            "num_experts": self.mixture.num_experts if self.mixture else None,
+            "expert_ffn_hidden_size": self.mixture.ffn_hidden_size if self.mixture else None,
         }
 
 

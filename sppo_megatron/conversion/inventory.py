@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,7 +39,8 @@ def tensor_rows(
     for name, layout in layouts.items():
         expert = expert_index(name)
         size = tp if expert is None else p.expert_tensor_parallel_size or tp
-        shard = layout.shard([torch.empty(shape, device="meta") for shape in layout.shapes], 0, size)
+        tensors: list[Any] = [torch.empty(shape, device="meta") for shape in layout.shapes]
+        shard = layout.shard(tensors, 0, size)
         rank = None
         if expert is not None:
             assert architecture.mixture is not None

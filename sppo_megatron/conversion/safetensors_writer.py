@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ _DTYPE_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+def raw_bytes(tensor: Tensor) -> Any:
+    """A tensor's bytes in the order of its elements, as a buffer; a tensor on the CPU is not copied."""
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 class SafetensorsWriter:
@@ -47,7 +53,7 @@ class SafetensorsWriter:
         entry = self._entry(tensor)
         self._entries[name] = entry
         self._header_bytes += len(json.dumps({name: entry}))
-        self._file.write(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._file.write(raw_bytes(tensor))
         self.num_bytes += tensor.nbytes
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from .kernels import Kernels, select_kernels
 from .linear_gradient import add_linear_gradients, start_sum_over_shards
 from .logit_tiles import LogitTiles
 from .main_grad import main_grad_of, mark_added
-from .sequence_groups import check_sequences, cut_groups, order_by_sequence
+from .sequence_groups import SequenceBatch, check_sequences, cut_groups, order_by_sequence
 from .softmax_statistics import LogitGradient, SoftmaxStatistics, compute_dtype
 from .vocab_shard import VocabShard, check_linear, check_options, check_targets
 
@@ -108,7 +108,7 @@ def linear_sppo_loss(
         select_kernels(kernels, hidden.device, compute_dtype(hidden, weight)),
     )
     dtype = compute_dtype(hidden, weight)
-    batch = _Batch(
+    batch = SequenceBatch(
         hidden.detach(),
         targets.long(),
         old_log_probs.detach(),
@@ -117,27 +117,6 @@ def linear_sppo_loss(
         coefficient.detach().to(dtype),
     )
     return LinearSppoLoss(*_LinearSppoLoss.apply(hidden, weight, batch, torch.is_grad_enabled(), options))
-
-
-class _Batch(NamedTuple):
-    """Four tensors of this rank's tokens [N, ...] and two of whole sequences [S]; sequence_ids count from 0."""
-
-    hidden: Tensor
-    targets: Tensor
-    old_log_probs: Tensor
-    sequence_ids: Tensor
-    regression_target: Tensor
-    coefficient: Tensor
-
-    def in_order(self, order: Tensor) -> _Batch:
-        hidden, targets, old_log_probs, sequence_ids = (tensor[order] for tensor in self[:4])
-        return _Batch(hidden, targets, old_log_probs, sequence_ids, self.regression_target, self.coefficient)
-
-    def part(self, tokens: slice, sequences: slice) -> _Batch:
-        hidden, targets, old_log_probs, sequence_ids = (tensor[tokens] for tensor in self[:4])
-        regression_target, coefficient = self.regression_target[sequences], self.coefficient[sequences]
-        ids = sequence_ids - sequences.start
-        return _Batch(hidden, targets, old_log_probs, ids, regression_target, coefficient)
 
 
 @dataclass(frozen=True)
@@ -160,7 +139,7 @@ class _LinearSppoLoss(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        batch: _Batch,
+        batch: SequenceBatch,
         grad_enabled: bool,
         options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +195,7 @@ def _nothing() -> None:
 
 
 def _group_loss(
-    batch: _Batch,
+    batch: SequenceBatch,
     weight: Tensor,
     options: _Options,
     gradients: tuple[Tensor | None, Tensor | None],

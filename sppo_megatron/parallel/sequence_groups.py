@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class SequenceBatch(NamedTuple):
+    """Four tensors of this rank's tokens [N, ...] and two of whole sequences [S]; sequence_ids count from 0."""
+
+    hidden: Tensor
+    targets: Tensor
+    old_log_probs: Tensor
+    sequence_ids: Tensor
+    regression_target: Tensor
+    coefficient: Tensor
+
+    def in_order(self, order: Tensor) -> SequenceBatch:
+        hidden, targets, old_log_probs, sequence_ids = (tensor[order] for tensor in self[:4])
+        return SequenceBatch(hidden, targets, old_log_probs, sequence_ids, self.regression_target, self.coefficient)
+
+    def part(self, tokens: slice, sequences: slice) -> SequenceBatch:
+        hidden, targets, old_log_probs, sequence_ids = (tensor[tokens] for tensor in self[:4])
+        regression_target, coefficient = self.regression_target[sequences], self.coefficient[sequences]
+        ids = sequence_ids - sequences.start
+        return SequenceBatch(hidden, targets, old_log_probs, ids, regression_target, coefficient)
 
 
 def cut_groups(lengths: Sequence[int], bytes_per_token: int, budget: int) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShard
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.config import ModelConfig, ParallelismConfig, PrecisionConfig
@@ -46,6 +47,20 @@ def _tensors_of(model: GPTModel, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
+def model_logits(
+    chunks: list[nn.Module], config: TransformerConfig, groups: ProcessGroupCollection, vocab_size: int, tokens: Tensor
+) -> Tensor:
+    """tokens int64 [b, s], the same on every rank -> fp32 logits [b, s, vocab_size], the same on every rank."""
+    models = [unwrap(chunk) for chunk in chunks]
+    context = StaticInferenceContext(max_batch_size=tokens.shape[0], max_sequence_length=tokens.shape[1])
+    with inference_layout(models, config):
+        logits = forward_logits(models, config, groups, tokens.to(local_device()), context, all_positions=True)
+    shared = [None if logits is None else logits[..., :vocab_size].float().cpu()]
+    dist.broadcast_object_list(shared, group=groups.pp, group_src=groups.pp.size() - 1)
+    assert shared[0] is not None
+    return shared[0]
+
+
 def checkpoint_logits(
     folder: Path,
     architecture: Architecture,
@@ -53,16 +68,9 @@ def checkpoint_logits(
     parallelism: ParallelismConfig,
     tokens: Tensor,
 ) -> Tensor:
-    """tokens int64 [b, s], the same on every rank -> fp32 logits [b, s, vocab_size], the same on every rank."""
+    """As `model_logits`, of a torch_dist checkpoint computed in fp32. Takes over Megatron's process groups."""
     groups = initialize_model_parallel(parallelism, seed=0)
     config = transformer_config(architecture, ModelConfig(), parallelism, PrecisionConfig(dtype="fp32"))
     chunks = build_chunks(architecture, config, padded_vocab_size, groups)
     load_weights(chunks, groups, folder)
-    models = [unwrap(chunk) for chunk in chunks]
-    context = StaticInferenceContext(max_batch_size=tokens.shape[0], max_sequence_length=tokens.shape[1])
-    with inference_layout(models, config):
-        logits = forward_logits(models, config, groups, tokens.to(local_device()), context, all_positions=True)
-    shared = [None if logits is None else logits[..., : architecture.vocab_size].float().cpu()]
-    dist.broadcast_object_list(shared, group=groups.pp, group_src=groups.pp.size() - 1)
-    assert shared[0] is not None
-    return shared[0]
+    return model_logits(chunks, config, groups, architecture.vocab_size, tokens)

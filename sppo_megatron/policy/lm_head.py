@@ -12,6 +12,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
+from sppo_megatron.config import Config
 from sppo_megatron.data.batching import MicroBatch
 from sppo_megatron.parallel import LinearSppoLoss, linear_sppo_loss, vocab_parallel_linear_log_probs
 
@@ -106,6 +107,24 @@ class SppoLossHead(Head):
             logits_budget=self.logits_budget,
             **self.options,
         )
+
+
+def build_heads(
+    run: Config, groups: ProcessGroupCollection, vocab_size: int, terms: RegressionTerms | None
+) -> tuple[Head, Head]:
+    """For log-probs without gradients, and for training. terms: None where the loss is not the regression."""
+    shared: dict[str, Any] = {
+        "groups": groups,
+        "vocab_size": vocab_size,
+        "temperature": run.rollout.temperature,
+        "sequence_parallel": run.parallelism.sequence_parallel,
+        "chunk_size": run.train.log_prob_chunk_size,
+        "kernels": run.train.log_prob_kernels,
+    }
+    log_probs = LogProbHead(**shared, with_entropy=True)
+    if terms is None or run.train.fused_loss == "off":
+        return log_probs, LogProbHead(**shared)
+    return log_probs, SppoLossHead(**shared, terms=terms, logits_budget=int(run.train.logits_budget_mib * 2**20))
 
 
 def _if_split(group: dist.ProcessGroup) -> dist.ProcessGroup | None:

@@ -34,7 +34,7 @@ from sppo_megatron.objective import finalize_diagnostics, resolve_eta
 from sppo_megatron.parallel import reduce_max, reduce_sums
 from sppo_megatron.policy.forward_step import ForwardStep, TrainingLoss, collect_log_probs
 from sppo_megatron.policy.initialize import local_device
-from sppo_megatron.policy.lm_head import Head, LogProbHead, SppoLossHead
+from sppo_megatron.policy.lm_head import build_heads
 from sppo_megatron.policy.loss import build_loss, regression_terms
 from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config, wrap_data_parallel
 from sppo_megatron.policy.optimizer import build_optimizer, build_scheduler
@@ -77,7 +77,9 @@ class Policy:
         self._connect_schedule(run)
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
-        self._log_prob_head, self.training_head = self._build_heads(run)
+        self._log_prob_head, self.training_head = build_heads(
+            run, groups, architecture.vocab_size, regression_terms(run.objective)
+        )
         self._layout = Layout(
             micro_batch_size=run.train.micro_batch_size,
             max_tokens=run.train.max_tokens_per_micro_batch,
@@ -86,28 +88,22 @@ class Policy:
             sequence_parallel_size=groups.tp.size() if run.parallelism.sequence_parallel else 1,
         )
 
-    def _build_heads(self, run: Config) -> tuple[Head, Head]:
-        """For log-probs without gradients, and for training."""
-        shared: dict[str, Any] = {
-            "groups": self.groups,
-            "vocab_size": self.architecture.vocab_size,
-            "temperature": run.rollout.temperature,
-            "sequence_parallel": self.config.sequence_parallel,
-            "chunk_size": run.train.log_prob_chunk_size,
-            "kernels": run.train.log_prob_kernels,
-        }
-        terms = regression_terms(run.objective) if run.train.fused_loss == "auto" else None
-        if terms is None:
-            return LogProbHead(**shared, with_entropy=True), LogProbHead(**shared)
-        budget = int(run.train.logits_budget_mib * 2**20)
-        return LogProbHead(**shared, with_entropy=True), SppoLossHead(**shared, terms=terms, logits_budget=budget)
-
     def _connect_schedule(self, run: Config) -> None:
         self.config.finalize_model_grads_func = finalize_model_grads
         self.config.grad_scale_func = self.optimizer.scale_loss
         if run.parallelism.overlap_grad_reduce:
             functions = [chunk.no_sync for chunk in self.chunks]
             self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
+
+    def close(self) -> None:
+        """Takes the model apart, so that its buffers and process groups are freed. The policy is not used afterwards.
+
+        Megatron's gradient hooks hold their model through autograd nodes, a cycle that Python's collector can't see.
+        """
+        for chunk in self.chunks:
+            for module in list(chunk.modules()):
+                vars(module).clear()
+        self.chunks.clear()
 
     def synchronize_parameters(self) -> None:
         """Ends the overlapped parameter all-gather of the last step: before weights are read outside a forward pass."""

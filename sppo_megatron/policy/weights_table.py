@@ -1,6 +1,6 @@
 """Which piece of which stored tensor a parameter is, in Megatron-Core's distributed checkpoints.
 
-Megatron-Core itself says so: a whole model is built (its memory is never touched) and asked for its sharded state dict.
+Megatron-Core itself says so: a whole model is built, uninitialized, asked for its sharded state dict, and dropped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class WeightsTable:
         local_names = [name for name, _ in unwrap(chunks[0]).named_parameters()]
         global_names = [canonical_name(name) for name, _ in named_parameters(chunks)]
         self._entries: dict[str, Any] = {
-            name: stored[local]
+            name: replace(stored[local], data=torch.empty_like(stored[local].data, device="meta"))
             for name, local in zip(global_names, local_names, strict=True)
             if isinstance(stored[local], ShardedTensor | ShardedTensorFactory)
         }
@@ -65,7 +65,7 @@ class WeightsTable:
     def pieces(self, name: str, tensor: Tensor | None = None) -> Iterator[tuple[Piece, Tensor]]:
         """The parameter's pieces, each with its part of `tensor`, a view shaped as the piece is stored.
 
-        Without a tensor the views are of memory that holds nothing.
+        Without a tensor the views are of no memory ("meta").
         """
         entry = self._entries[name]
         data = entry.data if tensor is None else tensor

@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration import tiny_task
 
-REWARD = '''
+REWARD = """
 import os
 
 def score(prompt, response, answer):
@@ -22,7 +22,7 @@ def score(prompt, response, answer):
     if kind == 3:
         os._exit(7)
     return len(response) / 10, response == answer
-'''
+"""
 
 
 def test_a_reward_that_misbehaves(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ FLOORS = {
     **dict.fromkeys(("policy", "conversion"), 3),
     **dict.fromkeys(("configuration", "trainer", "evaluation", "trainer_state", "preemption", "assembly"), 4),
     "train": 5,
+    "commands": 5,
 }
 # What a room may import of the package besides itself, where that is less than its floor allows.
 ONLY: dict[str, set[str]] = {

@@ -3,88 +3,107 @@
     torchrun --nproc-per-node N worker.py folder
 
 In each layout: Hugging Face weights into shards, and out again; the converted checkpoint into shards by Megatron-Core's
-own loading, and out again; logits. Rank 0 writes folder/out/CASE/{direct,stored}.safetensors and logits.pt.
+own loading, and out again; logits. The last rank writes folder/out/CASE/{direct,stored}.safetensors and logits.pt.
 """
 
 from __future__ import annotations
 
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
 from safetensors.torch import save_file
+from torch import nn
 
 from sppo_megatron.config import ModelConfig, ParallelismConfig, PrecisionConfig
 from sppo_megatron.conversion.export import stream_hf_tensors
 from sppo_megatron.conversion.hf_model import open_hf_model, open_weights
 from sppo_megatron.conversion.load import load_parameters
 from sppo_megatron.conversion.mapping import parameter_layouts
-from sppo_megatron.policy.checkpoint_logits import checkpoint_logits, load_weights
+from sppo_megatron.policy.checkpoint_logits import load_weights, model_logits
 from sppo_megatron.policy.initialize import (
     destroy_model_parallel,
     initialize_distributed,
     initialize_model_parallel,
 )
 from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config
-from tests.distributed.conversion.cases import CASES, Case
+from tests.distributed.conversion.cases import CASES, TP, Case
 from tests.distributed.conversion.tokens import tokens
 
 DIVISIBLE_BY = 4
 
 
-def run(case: Case, folder: Path) -> None:
+def run(case: Case, folder: Path, sizes: ParallelismConfig, groups: ProcessGroupCollection) -> None:
     model = open_hf_model(str(folder / "hf" / case.model))
     architecture = model.architecture
-    tensors = open_weights(model.folder, architecture.family)
-    sizes = ParallelismConfig(**case.parallelism, sequence_parallel="tensor_model_parallel_size" in case.parallelism)
-    dtype = "bf16" if "bf16" in case.model else "fp32"
-    padded = architecture.padded_vocab_size(DIVISIBLE_BY, sizes.tensor_model_parallel_size)
+    padded = architecture.padded_vocab_size(DIVISIBLE_BY, groups.tp.size())
     layouts = parameter_layouts(architecture, padded)
+    stored_weights = folder / "megatron" / case.model
 
-    groups = initialize_model_parallel(sizes, seed=0)
-    config = transformer_config(architecture, ModelConfig(), sizes, PrecisionConfig(dtype=dtype))
-    chunks = build_chunks(architecture, config, padded, groups)
+    def build(dtype: str):
+        config = transformer_config(architecture, ModelConfig(), sizes, PrecisionConfig(dtype=dtype))
+        chunks = build_chunks(architecture, config, padded, groups)
+        forget(chunks)
+        return config, chunks
 
-    def export() -> dict[str, torch.Tensor]:
-        return dict(
-            stream_hf_tensors(
-                dict(named_parameters(chunks)),
-                layouts,
-                tp_group=groups.tp,
-                pp_group=groups.pp,
-                device=torch.device("cpu"),
-                ep_group=groups.ep,
-                expert_tp_group=groups.expt_tp,
-            )
-        )
-
-    with torch.no_grad():
-        for _, parameter in named_parameters(chunks):
-            parameter.fill_(torch.nan)
-    expert_tp = (groups.expt_tp.rank(), groups.expt_tp.size())
-    tp_rank, tp_size = groups.tp.rank(), groups.tp.size()
-    load_parameters(named_parameters(chunks), layouts, tensors, tp_rank=tp_rank, tp_size=tp_size, expert_tp=expert_tp)
-    direct = export()
-    with torch.no_grad():
-        for _, parameter in named_parameters(chunks):
-            parameter.fill_(torch.nan)
-    load_weights(chunks, groups, folder / "megatron" / case.model)
-    stored = export()
-    logits = checkpoint_logits(folder / "megatron" / case.model, architecture, padded, sizes, tokens())
-    if dist.get_rank() == dist.get_world_size() - 1:  # a rank of the last stage: what it has came over the pipeline
+    config, chunks = build("bf16" if "bf16" in case.model else "fp32")
+    load_parameters(
+        named_parameters(chunks),
+        layouts,
+        open_weights(model.folder, architecture.family),
+        tp_rank=groups.tp.rank(),
+        tp_size=groups.tp.size(),
+        expert_tp=(groups.expt_tp.rank(), groups.expt_tp.size()),
+    )
+    direct = export(chunks, layouts, groups)
+    forget(chunks)
+    load_weights(chunks, groups, stored_weights)
+    stored = export(chunks, layouts, groups)
+    if "bf16" in case.model:  # logits are compared in fp32
+        config, chunks = build("fp32")
+        load_weights(chunks, groups, stored_weights)
+    logits = model_logits(chunks, config, groups, architecture.vocab_size, tokens())
+    if dist.get_rank() == dist.get_world_size() - 1:
         out = folder / "out" / case.name
         out.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in direct.items()}, out / "direct.safetensors")
-        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, out / "stored.safetensors")
+        save_file(direct, out / "direct.safetensors")
+        save_file(stored, out / "stored.safetensors")
         torch.save(logits, out / "logits.pt")
+
+
+@torch.no_grad()
+def forget(chunks: list[nn.Module]) -> None:
+    """What isn't loaded afterwards would show."""
+    for _, parameter in named_parameters(chunks):
+        parameter.fill_(torch.nan)
+
+
+def export(chunks: list[nn.Module], layouts, groups: ProcessGroupCollection) -> dict[str, torch.Tensor]:
+    stream = stream_hf_tensors(
+        dict(named_parameters(chunks)),
+        layouts,
+        tp_group=groups.tp,
+        pp_group=groups.pp,
+        device=torch.device("cpu"),
+        ep_group=groups.ep,
+        expert_tp_group=groups.expt_tp,
+    )
+    return {name: tensor.contiguous() for name, tensor in stream}
 
 
 def main() -> None:
     initialize_distributed(timeout_minutes=2)
-    for case in CASES:
-        if case.world_size == dist.get_world_size():
-            run(case, Path(sys.argv[1]))
+    mine = [case for case in CASES if case.world_size == dist.get_world_size()]
+    for _, cases in groupby(mine, key=lambda case: case.layout):
+        of_layout = list(cases)
+        parallelism = of_layout[0].parallelism
+        sizes = ParallelismConfig(**parallelism, sequence_parallel=TP in parallelism)
+        groups = initialize_model_parallel(sizes, seed=0)
+        for case in of_layout:
+            run(case, Path(sys.argv[1]), sizes, groups)
     destroy_model_parallel()
     dist.destroy_process_group()
 
