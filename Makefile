@@ -33,8 +33,13 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	$(PIP) --editable '.[lint]'
 	touch $@
 
+# In a folder of its own: an installed triton changes what other packages do on a machine without CUDA.
+.triton/.setup: requirements/triton-interpreter.txt | $(VENV)/.setup
+	$(PIP) --no-deps --target .triton --upgrade --requirement requirements/triton-interpreter.txt
+	touch $@
+
 # The whole CPU suite.
-test: $(VENV)/.setup-test
+test: $(VENV)/.setup-test .triton/.setup
 	$(BIN)/python -m pytest
 
 # Unit tests only.
@@ -61,4 +66,4 @@ demo: $(VENV)/.setup
 	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton outputs .pytest_cache .mypy_cache .ruff_cache

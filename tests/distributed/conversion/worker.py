@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from megatron.core.process_groups_config import ProcessGroupCollection
 from safetensors.torch import save_file
 from torch import nn
 
@@ -32,6 +31,8 @@ from sppo_megatron.policy.initialize import (
 from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config
 from tests.distributed.conversion.cases import CASES, TP, Case
 from tests.distributed.conversion.tokens import tokens
+
+from megatron.core.process_groups_config import ProcessGroupCollection  # isort: skip  (the policy room comes first)
 
 DIVISIBLE_BY = 4
 

@@ -46,13 +46,13 @@ LAYOUTS = {
     "tp2-cp2": (4, "qwen2-tied", {TP: 2, CP: 2}),
     "pp2-cp2": (4, "qwen2-tied", {PP: 2, CP: 2}),
     "one-process-mixtral": (1, "mixtral", {}),
-    "one-process-qwen2-moe": (1, "qwen2-moe", {}),
+    "one-process-qwen3-moe": (1, "qwen3-moe", {}),
     # Replicas that hold experts for each other, with different numbers of batches and of tokens.
     "ep2-mixtral": (2, "mixtral", {EP: 2, "rollout.batch_size": 3}),
-    "cp2-ep2-qwen2-moe": (2, "qwen2-moe", {CP: 2, EP: 2, "rollout.batch_size": 11}),
+    "cp2-ep2-qwen3-moe": (2, "qwen3-moe", {CP: 2, EP: 2, "rollout.batch_size": 11}),
     "tp2-ep2-etp1-mixtral": (2, "mixtral", {TP: 2, EP: 2, ETP: 1, **SP}),
-    "tp2-ep2-qwen2-moe": (4, "qwen2-moe", {TP: 2, EP: 2, **SP, "rollout.batch_size": 4}),
-    "pp2-ep2-qwen2-moe": (4, "qwen2-moe", {PP: 2, EP: 2, "rollout.batch_size": 4}),
+    "tp2-ep2-qwen3-moe": (4, "qwen3-moe", {TP: 2, EP: 2, **SP, "rollout.batch_size": 4}),
+    "pp2-ep2-qwen3-moe": (4, "qwen3-moe", {PP: 2, EP: 2, "rollout.batch_size": 4}),
     "ep2-dp2-mixtral": (4, "mixtral", {EP: 2, "rollout.batch_size": 2}),
 }
 
