@@ -116,6 +116,7 @@ def test_same_layout_ends_bitwise_the_same(task: Path, uninterrupted: Path) -> N
         assert torch.equal(weight, expected[name]), name
 
 
+@pytest.mark.skipif("SPPO_KILLS" not in os.environ, reason="long: make test-kills")
 def test_alternating_layouts_end_the_same(task: Path, uninterrupted: Path) -> None:
     """On stored rollouts, since in online runs a layout's rounding may turn one sampled token into another."""
     replay = {"rollout.engine": "replay", "rollout.path": uninterrupted / "rollouts", "optimizer.adam_eps": 1e-5}

@@ -139,4 +139,4 @@ def test_samples_and_log_probs(name: str, folder: Path, groups_of) -> None:
             expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
             assert torch.allclose(torch.tensor(response["rollout_log_probs"]).double(), expected, atol=1e-5)
             assert (response["finish_reason"] == "stop") == (ids[-1] == model.config.eos_token_id)
-    assert len(lengths) >= 4, "prompts and responses of several lengths were mixed"
+    assert len({prompt for prompt, _ in lengths}) >= 3, "prompts of several lengths were mixed"
