@@ -91,7 +91,7 @@ def test_equals_the_definition_in_float64(temperature, chunk_size, budget):
 def test_any_shape_tile_and_budget_agree_with_the_definition(lengths, columns, padding, tile, temperature, budget):
     hidden, weight, rest = inputs(lengths, 4, columns + padding, columns, torch.float32)
     with torch.no_grad():
-        weight[columns:] = float("nan")
+        weight.mul_(0.5)[columns:] = float("nan")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logit_tiles, "choose_tiles", lambda *_: tile)
         result = linear_sppo_loss(
@@ -109,8 +109,10 @@ def test_any_shape_tile_and_budget_agree_with_the_definition(lengths, columns, p
     loss, s, log_probs, hidden_grad, weight_grad = plain(hidden, weight, rest, columns, temperature)
     for actual, expected in zip(result, (loss, s, log_probs), strict=True):
         torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(hidden.grad.double(), hidden_grad, atol=2e-4, rtol=2e-4)
-    torch.testing.assert_close(weight.grad[:columns].double(), weight_grad[:columns], atol=2e-4, rtol=2e-4)
+    # a likely target's p − 1 is rounded at 1, and the slope of a sequence multiplies that: errors scale with the largest
+    for actual, expected in ((hidden.grad, hidden_grad), (weight.grad[:columns], weight_grad[:columns])):
+        scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
+        torch.testing.assert_close(actual.double(), expected, atol=2e-5 * scale, rtol=0)
     assert (weight.grad[columns:] == 0).all()
 
 
