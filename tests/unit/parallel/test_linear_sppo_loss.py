@@ -109,7 +109,7 @@ def test_any_shape_tile_and_budget_agree_with_the_definition(lengths, columns, p
     loss, s, log_probs, hidden_grad, weight_grad = plain(hidden, weight, rest, columns, temperature)
     for actual, expected in zip(result, (loss, s, log_probs), strict=True):
         torch.testing.assert_close(actual.double(), expected, atol=1e-4, rtol=1e-5)
-    # a likely target's p − 1 is rounded at 1, and the slope of a sequence multiplies that: errors scale with the largest
+    # A likely target's p − 1 is rounded at 1 and multiplied by its sequence's slope: errors scale with the largest.
     for actual, expected in ((hidden.grad, hidden_grad), (weight.grad[:columns], weight_grad[:columns])):
         scale = max(1.0, float(expected.abs().max())) if expected.numel() else 1.0
         torch.testing.assert_close(actual.double(), expected, atol=2e-5 * scale, rtol=0)

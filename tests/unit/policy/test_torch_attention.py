@@ -22,6 +22,7 @@ CAUSAL, PADDED_CAUSAL, NO_MASK = AttnMaskType.causal, AttnMaskType.padding_causa
 
 def make_attention(heads: int, groups: int, mask: AttnMaskType = CAUSAL, **arguments) -> TorchAttention:
     config = TransformerConfig(
+        attention_dropout=0.0,
         num_layers=1,
         hidden_size=heads * HEAD_DIM,
         num_attention_heads=heads,
