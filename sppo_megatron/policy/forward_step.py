@@ -7,7 +7,7 @@ linear log-prob over vocabulary shards.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -89,7 +89,6 @@ class TrainingLoss:
     num_microbatches: int
     tau: float
     with_rollout_log_probs: bool
-    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(
         self, batch: MicroBatch, output: Tensor | tuple[Tensor, Tensor, Tensor]

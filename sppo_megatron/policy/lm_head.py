@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +22,7 @@ RegressionTerms = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Head:
+class Head(ABC):
     """What both heads need.
 
     vocab_size: the true size; columns beyond it get no probability. temperature: divides the logits, as in sampling.
@@ -53,9 +54,9 @@ class Head:
             hidden, cast(Tensor, output_layer.weight if output_weight is None else output_weight), context
         )
 
+    @abstractmethod
     def compute(self, hidden: Tensor, weight: Tensor, batch: MicroBatch) -> Any:
         """hidden: [n, h], the rows of the micro-batch's n response tokens. weight: [vocabulary/tp, h]."""
-        raise NotImplementedError
 
     @property
     def options(self) -> dict[str, Any]:
