@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,23 +28,20 @@ from sppo_megatron.conversion.hf_checkpoint import RandomTensors
 from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.data.batching import MicroBatch, Sample
 from sppo_megatron.policy.initialize import initialize_distributed, initialize_model_parallel, local_device
-from sppo_megatron.policy.lm_head import Head, LogProbHead
+from sppo_megatron.policy.lm_head import LogProbHead
 from sppo_megatron.policy.policy import Policy
 
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # isort: skip
 
 
-@dataclass(frozen=True)
-class MegatronHead(Head):
+def megatron_head(
+    *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, context: MicroBatch, **_: Any
+) -> Tensor:
     """Logits of every token by Megatron's output layer, then its cross entropy; of that, the response tokens."""
-
-    def __call__(
-        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, context: MicroBatch, **_
-    ) -> Tensor:
-        logits, _ = output_layer(hidden_states, weight=output_weight)
-        labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
-        labels.view(-1)[context.rows] = context.labels
-        return -vocab_parallel_cross_entropy(logits, labels).view(-1)[context.rows]
+    logits, _ = output_layer(hidden_states, weight=output_weight)
+    labels = torch.zeros(logits.shape[:2], dtype=torch.int64, device=logits.device)
+    labels.view(-1)[context.rows] = context.labels
+    return -vocab_parallel_cross_entropy(logits, labels).view(-1)[context.rows]
 
 
 def run_config(args: argparse.Namespace, folder: str) -> Config:
@@ -99,8 +95,8 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     policy = build_policy(args)
     units = [(sample,) for sample in random_samples(args)]
     fused = policy.training_head
-    shared = (policy.groups, args.vocab, 1.0, args.sequence_parallel)
-    heads = {"megatron": MegatronHead(*shared), "ours, log-probs": LogProbHead(*shared), "ours, sppo loss": fused}
+    log_probs = LogProbHead(policy.groups, args.vocab, 1.0, args.sequence_parallel)
+    heads: dict[str, Any] = {"megatron": megatron_head, "ours, log-probs": log_probs, "ours, sppo loss": fused}
     losses: dict[str, float] = {}
 
     def step(name: str) -> None:
