@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +78,23 @@ def _suggestion(key: str) -> str:
 
 
 def _known_keys() -> list[str]:
-    """Every key of the schema, groups by their own name too."""
+    """Every key of the schema by its dotted name, groups by their own name too."""
+    return _keys_of(Config())
+
+
+def _keys_of(group: Any, prefix: str = "") -> list[str]:
     keys = []
-    for group in fields(Config):
-        default = group.default_factory() if callable(group.default_factory) else None
-        keys += [group.name, *(f"{group.name}.{key.name}" for key in fields(default))] if default else [group.name]
+    for key in fields(group):
+        name, value = prefix + key.name, getattr(group, key.name)
+        keys += [name, *(_keys_of(value, f"{name}.") if is_dataclass(value) else ())]
     return keys
 
 
-def _keys_in(composed: DictConfig) -> list[str]:
-    groups = {str(group): node for group, node in composed.items_ex(resolve=False)}
-    inner = [
-        f"{group}.{key}" for group, node in groups.items() if isinstance(node, DictConfig) for key in map(str, node)
-    ]
-    return [*groups, *inner]
+def _keys_in(composed: DictConfig, prefix: str = "") -> list[str]:
+    """The same of a composed configuration. What lies in a key whose value is free (a dict) is no key."""
+    keys = []
+    for key, node in composed.items_ex(resolve=False):
+        name = f"{prefix}{key}"
+        free = isinstance(node, DictConfig) and node._metadata.object_type in (None, dict)
+        keys += [name, *(_keys_in(node, f"{name}.") if isinstance(node, DictConfig) and not free else ())]
+    return keys

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from sppo_megatron import train
 from sppo_megatron.config import Config
 from sppo_megatron.configuration import compose_config, config_folder
-from sppo_megatron.validation import ConfigError, check_config
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.validation import check_config
 
 MODEL = "model.hf_path=somewhere"
 FILES = sorted(path.relative_to(config_folder()) for path in config_folder().glob("*/*.yaml"))

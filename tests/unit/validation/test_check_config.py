@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
-from sppo_megatron import validation
 from sppo_megatron.config import Config, ParallelismConfig
-from sppo_megatron.validation import ConfigError, check_config, check_layout
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.validation import check_config, check_layout, values
 
 
 @pytest.fixture
@@ -177,9 +178,9 @@ def test_bad(prompts, values, said):
     assert len(message.splitlines()) == 1  # one problem, one line
 
 
-@pytest.mark.parametrize("key", validation._CHOICES)
+@pytest.mark.parametrize("key", values._CHOICES)
 def test_choices(prompts, key):
-    allowed = validation._CHOICES[key]
+    allowed = values._CHOICES[key]
     message = message_of(make_config(prompts, **{key: "nonsense"})).splitlines()[0]
     names = ", ".join("null" if choice is None else choice for choice in allowed)
     assert message == f"{key}='nonsense' is not known: choose one of {names}"
@@ -187,19 +188,19 @@ def test_choices(prompts, key):
     assert default in allowed
 
 
-@pytest.mark.parametrize("key", validation._AT_LEAST_ONE)
+@pytest.mark.parametrize("key", values._AT_LEAST_ONE)
 def test_at_least_one(prompts, key):
     for value in (0, -1):
         assert f"{key}={value} must be at least 1" in message_of(make_config(prompts, **{key: value})).splitlines()
 
 
-@pytest.mark.parametrize("key", validation._POSITIVE)
+@pytest.mark.parametrize("key", values._POSITIVE)
 def test_positive(prompts, key):
     for value in (0.0, -1.0, float("nan")):
         assert f"{key}={value} must be above 0" in message_of(make_config(prompts, **{key: value})).splitlines()
 
 
-@pytest.mark.parametrize("key", validation._NOT_NEGATIVE)
+@pytest.mark.parametrize("key", values._NOT_NEGATIVE)
 def test_not_negative(prompts, key):
     assert f"{key}=-1 must not be negative" in message_of(make_config(prompts, **{key: -1})).splitlines()
 
@@ -210,17 +211,23 @@ FREE = {"reward.default", "objective.length_reward_weight"}
 
 def test_every_number_has_a_check():
     """A new number without a rule is an oversight; so is a rule for a key that is gone."""
-    source = Path(validation.__file__).read_text(encoding="utf-8")
-    ruled = {*validation._AT_LEAST_ONE, *validation._POSITIVE, *validation._NOT_NEGATIVE}
-    for group in fields(Config):
-        if not callable(group.default_factory):
-            continue
-        for key in fields(group.default_factory()):
-            name = f"{group.name}.{key.name}"
-            if re.match(r"(int|float)", str(key.type)) and name not in ruled | FREE:
-                assert re.search(rf"\b{key.name}\b", source), f"{name} is not checked"
-    for name in ruled | validation._CHOICES.keys():
-        assert hasattr(getattr(Config(), name.split(".")[0]), name.split(".")[1])
+    source = "".join(file.read_text(encoding="utf-8") for file in Path(values.__file__).parent.glob("*.py"))
+    ruled = {*values._AT_LEAST_ONE, *values._POSITIVE, *values._NOT_NEGATIVE}
+    for name, kind in numbers(Config()):
+        if name not in ruled | FREE:
+            assert re.search(rf"\b{name.rpartition('.')[2]}\b", source), f"{name}: {kind} is not checked"
+    for name in ruled | values._CHOICES.keys():
+        reduce(getattr, name.split("."), Config())
+
+
+def numbers(group, prefix=""):
+    """(dotted name, type) of every number of the schema."""
+    for key in fields(group):
+        value = getattr(group, key.name)
+        if is_dataclass(value):
+            yield from numbers(value, f"{prefix}{key.name}.")
+        elif re.match(r"(int|float)", str(key.type)):
+            yield prefix + key.name, key.type
 
 
 def test_a_world_that_does_not_split(prompts):
