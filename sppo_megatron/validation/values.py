@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any
 
 from sppo_megatron.config import Config
@@ -99,4 +98,7 @@ def check_values(config: Config) -> Iterator[str]:
 
 
 def _value(config: Config, key: str) -> Any:
-    return reduce(getattr, key.split("."), config)
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
