@@ -94,7 +94,7 @@ def _keys_in(composed: DictConfig, prefix: str = "") -> list[str]:
     """The same of a composed configuration. What lies in a key whose value is free (a dict) is no key."""
     keys = []
     for key, node in composed.items_ex(resolve=False):
-        name = f"{prefix}{key}"
+        name = prefix + str(key)
         free = isinstance(node, DictConfig) and node._metadata.object_type in (None, dict)
         keys += [name, *(_keys_in(node, f"{name}.") if isinstance(node, DictConfig) and not free else ())]
     return keys
