@@ -9,23 +9,20 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sppo_megatron.config import Config
-from sppo_megatron.conversion.architecture import Architecture, load_hf_config, read_architecture
-from sppo_megatron.conversion.hf_checkpoint import HFTensors, RandomTensors
-from sppo_megatron.conversion.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder, stop_token_ids
-from sppo_megatron.conversion.hf_model import open_weights
-from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.conversion.save import save_hf_folder
-from sppo_megatron.data.prompts import PromptStream, load_prompts
+from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.samples import steps_per_iteration
+from sppo_megatron.engines import Engines, build_engines, build_replica
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.evaluation import Evaluator
+from sppo_megatron.inputs import Inputs, read_inputs
 from sppo_megatron.policy.checkpoint import Checkpointer, check_fits
 from sppo_megatron.policy.checkpoint_folder import check_whole, latest_checkpoint
 from sppo_megatron.policy.generate import Generator
@@ -37,37 +34,15 @@ from sppo_megatron.policy.initialize import (
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.precision import params_dtype
 from sppo_megatron.preemption import PreemptionGuard
-from sppo_megatron.reward.scorer import RewardScorer
-from sppo_megatron.rollout.megatron import MegatronEngine
-from sppo_megatron.rollout.protocol import RolloutEngine
-from sppo_megatron.rollout.replay import ReplayEngine
-from sppo_megatron.rollout.sampling import SamplingParams
+from sppo_megatron.rollout.mismatch_gate import MismatchGate
+from sppo_megatron.rollout.vllm_replica import VllmReplica
 from sppo_megatron.tracking.console import ProgressDisplay, print_summary
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.trainer import Trainer
 from sppo_megatron.trainer_state import TrainerState
-from sppo_megatron.types import Prompt
-from sppo_megatron.validation import check_layout
-from sppo_megatron.weight_sync.in_process import InProcessSync
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass
-class Inputs:
-    """What is read from disk before any model is built."""
-
-    folder: Path
-    hf_config: Any
-    architecture: Architecture
-    tokenizer: Any | None
-    generation_config: Any | None
-    train_prompts: list[Prompt]
-    eval_prompts: list[Prompt]
-    replay: ReplayEngine | None
-    scorer: RewardScorer
-    tensors: HFTensors
 
 
 @dataclass
@@ -76,6 +51,7 @@ class Parts:
 
     inputs: Inputs
     policy: Policy
+    replica: VllmReplica | None
 
 
 @contextlib.contextmanager
@@ -88,14 +64,17 @@ def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
     initialize_distributed(config.parallelism.distributed_timeout_minutes)
     try:
         _check_same_config(composed)
-        inputs = _agreed(lambda: _read_inputs(config))
+        inputs = _agreed(lambda: read_inputs(config))
         groups = initialize_model_parallel(config.parallelism, config.train.seed)
         steps = _total_steps(config, inputs)
+        replica = build_replica(config, inputs)
         policy = _agreed(lambda: Policy(config, inputs.architecture, inputs.tensors, groups, steps))
         try:
-            yield Parts(inputs, policy)
+            yield Parts(inputs, policy, replica)
         finally:
             policy.close()
+            if replica is not None:
+                replica.close()
     finally:
         destroy_model_parallel()
         if owns_group and dist.is_initialized():
@@ -113,14 +92,15 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
         if resumed_from is not None:
             logger.info("continuing from %s", resumed_from)
     generator = Generator(policy.chunks, policy.config, policy.groups, inputs.architecture.vocab_size, policy.device)
+    engines = build_engines(config, inputs, generator, parts.replica)
     return Trainer(
         config=config,
         policy=policy,
-        rollout=inputs.replay or _engine(config, inputs, generator, for_evaluation=False),
+        rollout=engines.rollout,
         scorer=inputs.scorer if inputs.replay is None or config.rollout.rescore else None,
-        weight_sync=InProcessSync(),
+        weight_sync=engines.weight_sync,
         prompts=_prompt_stream(config, inputs),
-        evaluator=_evaluator(config, inputs, generator),
+        evaluator=_evaluator(inputs, engines),
         checkpointer=Checkpointer(
             policy,
             output_dir / "checkpoints",
@@ -135,11 +115,14 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
             run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
         ),
         display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
+        gate=MismatchGate(config.rollout.mismatch, config.objective),
         rollout_folder=output_dir / "rollouts",
         is_main=is_main,
         state=state,
         resumed_from=resumed_from,
         preemption=PreemptionGuard(policy.device),
+        probe=engines.probe,
+        ahead=engines.ahead,
     )
 
 
@@ -163,6 +146,7 @@ def close(trainer: Trainer, parts: Parts) -> None:
     if trainer.preemption is not None:
         trainer.preemption.close()
     trainer.rollout.close()
+    trainer.weight_sync.close()
     trainer.tracker.close()
     parts.inputs.scorer.close()
 
@@ -176,52 +160,6 @@ def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
     ]
     state = trainer.state
     print_summary(state.evaluation_before, state.evaluation_last, config.output_dir, next_steps, seconds=seconds)
-
-
-# -------------------------------------------------------------------------------------------- inputs
-
-
-def _read_inputs(config: Config) -> Inputs:
-    folder = resolve_hf_folder(config.model.hf_path)
-    hf_config = load_hf_config(str(folder))
-    architecture = read_architecture(hf_config)
-    check_layout(config.parallelism, **architecture.layout_sizes())  # type: ignore[arg-type]
-    tokenizer = load_tokenizer(folder)
-    decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-    scorer = RewardScorer(config.reward, decode)
-    replay = None
-    if config.rollout.engine == "replay":
-        assert config.rollout.path is not None
-        replay = ReplayEngine(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
-    return Inputs(
-        folder=folder,
-        hf_config=hf_config,
-        architecture=architecture,
-        tokenizer=tokenizer,
-        generation_config=load_generation_config(folder),
-        train_prompts=[] if replay else _prompts(config.data.train_path, config, tokenizer, scorer),
-        eval_prompts=_prompts(config.data.eval_path, config, tokenizer, scorer),
-        replay=replay,
-        scorer=scorer,
-        tensors=_tensors(config, folder, architecture),
-    )
-
-
-def _prompts(path: str | None, config: Config, tokenizer: Any | None, scorer: RewardScorer) -> list[Prompt]:
-    if path is None:
-        return []
-    if tokenizer is None:
-        raise ConfigError(
-            f"{path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into that folder"
-        )
-    return load_prompts(path, tokenizer, config.data, require_answer=scorer.needs_answer)
-
-
-def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
-    if config.model.init == "hf":
-        return open_weights(folder, architecture.family)
-    shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
-    return RandomTensors(shapes, architecture.initializer_range, config.train.seed)
 
 
 def _total_steps(config: Config, inputs: Inputs) -> int:
@@ -240,36 +178,6 @@ def _total_steps(config: Config, inputs: Inputs) -> int:
     return sum(steps_per_iteration(count, size, epochs) for count in counts)
 
 
-# -------------------------------------------------------------------------------------------- parts
-
-
-def _engine(config: Config, inputs: Inputs, generator: Generator, *, for_evaluation: bool) -> RolloutEngine:
-    r = config.rollout
-    params = SamplingParams(
-        max_new_tokens=r.max_response_length,
-        temperature=config.eval.temperature if for_evaluation else r.temperature,
-        top_p=1.0 if for_evaluation else r.top_p,
-        top_k=-1 if for_evaluation else r.top_k,
-        stop_token_ids=stop_token_ids(inputs.hf_config, inputs.generation_config, inputs.tokenizer),
-    )
-    if not for_evaluation and (r.top_p < 1 or r.top_k > 0) and dist.get_rank() == 0:
-        logger.warning(
-            "rollout.top_p=%g and rollout.top_k=%d cut the distribution that is sampled from: "
-            "π_rollout has another support than the π_t that is trained",
-            r.top_p,
-            r.top_k,
-        )
-    samples = config.eval.num_samples_per_prompt if for_evaluation else r.num_samples_per_prompt
-    return MegatronEngine(
-        generator,
-        inputs.tokenizer,
-        params,
-        num_samples_per_prompt=samples,
-        seed=r.seed,
-        batch_size=r.batch_size,
-    )
-
-
 def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream | None:
     if inputs.replay is not None:
         return None
@@ -279,10 +187,8 @@ def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream | None:
     )
 
 
-def _evaluator(config: Config, inputs: Inputs, generator: Generator) -> Evaluator | None:
-    if not inputs.eval_prompts:
-        return None
-    return Evaluator(_engine(config, inputs, generator, for_evaluation=True), inputs.scorer, inputs.eval_prompts)
+def _evaluator(inputs: Inputs, engines: Engines) -> Evaluator | None:
+    return Evaluator(engines.evaluation, inputs.scorer, inputs.eval_prompts) if inputs.eval_prompts else None
 
 
 def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, TrainerState]:

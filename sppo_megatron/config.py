@@ -6,6 +6,7 @@ Names are Megatron's where Megatron has one. `None` is written `null` in YAML an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 MISSING = "???"  # OmegaConf's marker for "must be given"
 
@@ -48,15 +49,30 @@ class ParallelismConfig:
 
 @dataclass
 class PrecisionConfig:
-    """dtype: fp32 | bf16 | fp16.
+    """dtype: fp32 | bf16 | fp16, of parameters and activations. fp16 has a dynamic loss scale from initial_loss_scale on.
 
-    fp8: null | hybrid | e4m3, with fp8_recipe: delayed | tensorwise | blockwise | mxfp8.
+    fp8: null | hybrid (gradients in e5m2) | e4m3: the layers' matrix products, by Transformer Engine. LM head, embedding
+    and log-probs stay in dtype and fp32. fp8_recipe: delayed | tensorwise | blockwise | mxfp8.
+    fp8_param: weights are stored and gathered in FP8, too; the optimizer keeps them in fp32.
+    fp8_margin, fp8_amax_history_len, fp8_amax_compute_algo (most_recent | max): of the delayed recipe alone.
+    first_last_layers_bf16: the first num_layers_at_start_in_bf16 and the last num_layers_at_end_in_bf16 layers stay so.
+    fp8_probe_samples: responses of each iteration whose log-probs are computed without FP8, too, for comparison.
+    fp8_max_log_ratio_diff: nats a response, the mean difference above which the run stops; null = it is only logged.
     """
 
     dtype: str = "bf16"
+    initial_loss_scale: float = 65536.0
     fp8: str | None = None
     fp8_recipe: str = "blockwise"
-    initial_loss_scale: float = 65536.0
+    fp8_param: bool = False
+    fp8_margin: int = 0
+    fp8_amax_history_len: int = 1
+    fp8_amax_compute_algo: str = "most_recent"
+    first_last_layers_bf16: bool = False
+    num_layers_at_start_in_bf16: int = 1
+    num_layers_at_end_in_bf16: int = 1
+    fp8_probe_samples: int = 16
+    fp8_max_log_ratio_diff: float | None = None
 
 
 @dataclass
@@ -101,10 +117,74 @@ class RewardConfig:
 
 
 @dataclass
-class RolloutConfig:
-    """engine: megatron | replay. path: the replay's file or folder. rescore: score replayed responses again.
+class MismatchConfig:
+    """The gate between rollout_log_probs and the trainer's old_log_probs of the same tokens, in nats.
 
-    batch_size: sequences generated at a time on one replica.
+    action: what is done about an iteration that exceeds mean_bound (mean |difference| per token) or share_bound (share
+    of tokens whose |difference| exceeds token_bound): warn | importance_weight (its responses are weighted as by
+    objective.importance_weight, by sequence where that is null) | stop. drop leaves out of every iteration the
+    responses that exceed mean_bound or, summed over the response, sequence_bound.
+    """
+
+    action: str = "warn"
+    mean_bound: float = 0.05
+    share_bound: float = 0.05
+    token_bound: float = 0.5
+    sequence_bound: float = 10.0
+
+
+@dataclass
+class VllmConfig:
+    """vLLM inside the training ranks (rollout.engine=vllm).
+
+    tensor_parallel_size: consecutive ranks that one engine is spread over; the world holds as many engines as fit.
+    max_model_len: tokens of prompt and response, null = as many as the prompts need. gpu_memory_utilization: share of a
+    device's memory that vLLM takes while it generates. kv_cache_memory_mib: the key-value cache of a rank instead (on
+    CPU 256 where null). engine_args: more of vLLM's own engine arguments, by their names.
+    """
+
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    gpu_memory_utilization: float = 0.5
+    kv_cache_memory_mib: int | None = None
+    enforce_eager: bool = False
+    engine_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ServerConfig:
+    """vLLM servers (rollout.engine=vllm_server), as `serve_rollouts` starts them.
+
+    urls: http://host:port of each. model: the name they serve, null = the only one. api_key_env: environment variable
+    that holds the API key, which is written nowhere. concurrency: prompts under way on one server. timeout_s: seconds
+    for one prompt's responses. retries: attempts after the first on the same server, backoff_s seconds apart, doubling;
+    then the server is taken out until the next push finds it healthy.
+    weight_sync: broadcast (NCCL on CUDA, gloo on CPU) | disk (safetensors in sync_folder, which every server must see;
+    null = output_dir/weights). bucket_mib: how much is broadcast at a time.
+    """
+
+    urls: list[str] = field(default_factory=list)
+    model: str | None = None
+    api_key_env: str = "VLLM_API_KEY"
+    concurrency: int = 64
+    timeout_s: float = 600.0
+    retries: int = 3
+    backoff_s: float = 1.0
+    weight_sync: str = "broadcast"
+    sync_folder: str | None = None
+    bucket_mib: float = 256.0
+
+
+@dataclass
+class RolloutConfig:
+    """engine: megatron | vllm | vllm_server | replay. path: the replay's file or folder. rescore: score it again.
+
+    top_p and top_k change the distribution's support, which needs objective.importance_weight. batch_size: sequences
+    generated at a time on one replica (engine=megatron).
+    ahead: 1 generates the next iteration's responses while this one is trained (engine=vllm_server); they are of the
+    policy before, which needs objective.importance_weight.
+    verify: after every push of weights, each replica's log-probs of a probe prompt are compared with the trainer's.
     """
 
     engine: str = "megatron"
@@ -117,6 +197,11 @@ class RolloutConfig:
     max_response_length: int = 512
     batch_size: int = 256
     seed: int = 1234
+    ahead: int = 0
+    verify: bool = False
+    mismatch: MismatchConfig = field(default_factory=MismatchConfig)
+    vllm: VllmConfig = field(default_factory=VllmConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
 
 
 @dataclass

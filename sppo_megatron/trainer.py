@@ -16,18 +16,19 @@ from sppo_megatron.config import Config
 from sppo_megatron.data.batching import Sample, Unit
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
-from sppo_megatron.data.samples import build_samples, build_units, minibatches, set_old_log_probs
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.evaluation import Evaluator
-from sppo_megatron.objective import degenerate_group_sums, finalize_diagnostics
+from sppo_megatron.iteration import Iteration, cut_minibatches, freeze, start_iteration
 from sppo_megatron.preemption import Preempted, PreemptionGuard
 from sppo_megatron.reward.share import Scorer, score_over_ranks
-from sppo_megatron.reward.targets import build_targets
+from sppo_megatron.rollout.ahead import RolloutsAhead
+from sppo_megatron.rollout.mismatch_gate import MismatchGate
 from sppo_megatron.rollout.protocol import RolloutEngine
 from sppo_megatron.tracking.console import ProgressDisplay
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.trainer_state import TrainerState
-from sppo_megatron.types import Group
+from sppo_megatron.types import Group, Prompt
+from sppo_megatron.weight_probe import WeightProbe
 from sppo_megatron.weight_sync.protocol import WeightSync
 
 logger = logging.getLogger(__name__)
@@ -59,16 +60,6 @@ class Checkpointer(Protocol):
 
 
 @dataclass
-class Iteration:
-    """The rollouts of one iteration with π_t frozen, cut into mini-batches. last_line: what the last step logged."""
-
-    groups: list[Group]
-    samples: list[Sample]
-    minibatches: list[list[Unit]]
-    last_line: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
 class Trainer:
     """Built of parts; `run` is the whole algorithm. prompts is None where the engine brings its own (replay)."""
 
@@ -82,16 +73,20 @@ class Trainer:
     checkpointer: Checkpointer
     tracker: Tracker
     display: ProgressDisplay
+    gate: MismatchGate
     rollout_folder: Path
     is_main: bool
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
     preemption: PreemptionGuard | None = None
+    probe: WeightProbe | None = None
+    ahead: RolloutsAhead | None = None
     saved_step: int = -1
 
     def run(self) -> None:
         """Trains to the end. Raises Preempted, after saving, where the job was told to stop."""
         iteration = self._resume()
+        self._push()
         if self.resumed_from is None:
             self.state.evaluation_before = self._evaluate()
         while self.state.iteration < self.config.train.iterations:
@@ -106,7 +101,7 @@ class Trainer:
             self.state.iteration += 1
             self.state.minibatch = 0
             self.state.iteration_metrics = {}
-            self.weight_sync.push(self.policy.export_weights(), self.state.step)
+            self._push()
             if self._is_evaluation():
                 self._evaluate()
             if iteration.minibatches and self._is_save_step():
@@ -121,49 +116,52 @@ class Trainer:
     def _prepare(self) -> Iteration:
         """Rollouts with their scores, and log π_t of every response before any update."""
         started = time.perf_counter()
-        prompts = []
-        if self.prompts is not None:
-            prompts = self.prompts.next()
-            self.state.prompt_position = self.prompts.position
-        groups = self.rollout.generate(prompts, self.state.iteration)
+        groups = self._generate()
         generated = time.perf_counter()
         if self.scorer is not None:
             groups = score_over_ranks(self.scorer, groups)
         scored = time.perf_counter()
-        iteration = self._build(groups)
+        iteration = start_iteration(groups, self.state.iteration, self.config)
         old_log_probs, entropy = self.policy.compute_log_probs(iteration.samples)
-        set_old_log_probs(iteration.samples, old_log_probs, self.config.objective)
+        freeze(iteration, old_log_probs, self.config)
         if self.is_main:
             write_groups(self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl", groups)
+        tokens = sum(len(sample.response_token_ids) for sample in iteration.samples)
         self.state.iteration_metrics |= {
             "entropy": entropy,
             "seconds_rollout": generated - started,
             "seconds_reward": scored - generated,
             "seconds_log_probs": time.perf_counter() - scored,
+            "rollout_tokens_per_second": tokens / max(generated - started, 1e-9),
         }
+        self.state.iteration_metrics |= cut_minibatches(iteration, self.gate, self.config)
         return iteration
 
-    def _build(self, groups: list[Group]) -> Iteration:
-        c = self.config
-        targets = build_targets(groups, c.objective)
-        samples = build_samples(groups, targets, c.objective, c.rollout.max_response_length)
-        units = build_units(samples, groups, targets, pairwise=c.objective.pairwise is not None)
-        if not units:
-            logger.warning("iteration %d has nothing to train on: no group has a spread", self.state.iteration)
-        batches = minibatches(
-            units,
-            c.train.minibatch_size,
-            c.train.epochs_per_iteration,
-            shuffle=c.train.shuffle,
-            seed=c.train.seed,
-            iteration=self.state.iteration,
-        )
-        degenerate = finalize_diagnostics(degenerate_group_sums(targets.values, targets.group_ids), {})
-        self.state.iteration_metrics |= {
-            "degenerate_group_share": degenerate["degenerate_group_share"],
-            "reward_errors": float(sum(response.error is not None for group in groups for response in group.responses)),
-        }
-        return Iteration(groups, samples, batches)
+    def _generate(self) -> list[Group]:
+        """The iteration's groups. Where the engine works ahead, it begins with those of the next one."""
+        version = self.weight_sync.version
+        groups = self.ahead.take() if self.ahead is not None else None
+        if groups is None:
+            groups = self.rollout.generate(self._next_prompts(), self.state.iteration)
+        for response in (response for group in groups for response in group.responses):
+            if response.policy_version is None and self.rollout.needs_prompts:
+                response.policy_version = version
+        if self.ahead is not None and self.state.iteration + 1 < self.config.train.iterations:
+            self.ahead.start(self._next_prompts(), self.state.iteration + 1)
+        return groups
+
+    def _next_prompts(self) -> list[Prompt]:
+        return [] if self.prompts is None else self.prompts.next()
+
+    def _push(self) -> None:
+        """Gives the engine the new weights; what is logged of it belongs to the rollouts that follow."""
+        if self.ahead is not None:
+            self.ahead.finish()
+        started = time.perf_counter()
+        num_bytes = self.weight_sync.push(self.policy.export_weights(), self.state.step)
+        self.state.iteration_metrics |= {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
+        if self.probe is not None:
+            self.state.iteration_metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
 
     def _train_step(self, units: list[Unit], iteration: Iteration) -> None:
         started = time.perf_counter()
@@ -213,8 +211,14 @@ class Trainer:
         if self.state.step == self.saved_step:
             return
         groups, samples = (iteration.groups, iteration.samples) if iteration else ([], [])
-        state = replace(self.state, has_rollouts=iteration is not None)
-        self.checkpointer.save(self.state.step, lambda folder: state.write(folder, groups, samples))
+        ahead = self.ahead.finish() if self.ahead is not None else None
+        state = replace(
+            self.state,
+            has_rollouts=iteration is not None,
+            has_ahead=ahead is not None,
+            prompt_position=0 if self.prompts is None else self.prompts.position,
+        )
+        self.checkpointer.save(self.state.step, lambda folder: state.write(folder, groups, samples, ahead or ()))
         self.saved_step = self.state.step
 
     def _stop_if_preempted(self, iteration: Iteration | None) -> None:
@@ -231,10 +235,12 @@ class Trainer:
         self.checkpointer.load(self.resumed_from)
         if self.prompts is not None:
             self.prompts.load_state_dict({"position": self.state.prompt_position})
-        self.weight_sync.push(self.policy.export_weights(), self.state.step)
+        if self.state.has_ahead and self.ahead is not None:
+            self.ahead.restore(self.state.read_ahead(self.resumed_from))
         if not self.state.has_rollouts:
             return None
         groups, old_log_probs = self.state.read_groups(self.resumed_from)
-        iteration = self._build(groups)
-        set_old_log_probs(iteration.samples, old_log_probs, self.config.objective)
+        iteration = start_iteration(groups, self.state.iteration, self.config)
+        freeze(iteration, old_log_probs, self.config)
+        cut_minibatches(iteration, self.gate, self.config)
         return iteration

@@ -16,6 +16,7 @@ from sppo_megatron.types import Group
 _COUNTERS = "trainer_state.json"
 _ROLLOUTS = "rollouts.jsonl"
 _OLD_LOG_PROBS = "old_log_probs.npy"
+_AHEAD = "rollouts_ahead.jsonl"
 
 
 @dataclass
@@ -23,6 +24,7 @@ class TrainerState:
     """step: optimizer steps done. iteration: the current one, from 0. minibatch: how many of it are done.
 
     prompt_position: prompts handed out so far. has_rollouts: whether the rollouts of the current iteration lie beside.
+    has_ahead: whether those of the one after lie beside, generated ahead.
     evaluation_before, evaluation_last: the metrics of the evaluation before training and of the latest one.
     iteration_metrics: what is logged with every step of the current iteration.
     """
@@ -32,12 +34,17 @@ class TrainerState:
     minibatch: int = 0
     prompt_position: int = 0
     has_rollouts: bool = False
+    has_ahead: bool = False
     evaluation_before: dict[str, float] = field(default_factory=dict)
     evaluation_last: dict[str, float] = field(default_factory=dict)
     iteration_metrics: dict[str, float] = field(default_factory=dict)
 
-    def write(self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample]) -> None:
-        """Writes the counters and, inside an iteration, its groups with the frozen log π_t."""
+    def write(
+        self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample], ahead: Sequence[Group] = ()
+    ) -> None:
+        """Writes the counters; inside an iteration, its groups with the frozen log π_t; groups generated ahead."""
+        if self.has_ahead:
+            write_groups(folder / _AHEAD, list(ahead))
         if self.has_rollouts:
             write_groups(folder / _ROLLOUTS, list(groups))
             log_probs = [sample.old_log_probs for sample in samples]
@@ -53,6 +60,10 @@ class TrainerState:
             return TrainerState(**json.loads((folder / _COUNTERS).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{folder} is no checkpoint of this trainer: {error}") from error
+
+    def read_ahead(self, folder: Path) -> list[Group]:
+        """The groups that were generated ahead."""
+        return read_groups(folder / _AHEAD)
 
     def read_groups(self, folder: Path) -> tuple[list[Group], list[np.ndarray]]:
         """The groups of the interrupted iteration and, response by response, their log π_t (float32, nats)."""

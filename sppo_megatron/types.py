@@ -33,6 +33,8 @@ class Response:
     from, or None where the engine did not record it. finish_reason: "stop" (an end token) or "length" (cut off).
     reward: r(x, y, y*), None before scoring. correct: whether it is the right answer, None where that isn't defined.
     error: why scoring failed, None where it did not.
+    policy_version: optimizer steps of the weights that it was sampled from, None where that isn't known.
+    old_log_probs: float32 [response_length] in nats, log π_t by the trainer, None before it was computed.
     """
 
     token_ids: np.ndarray
@@ -42,6 +44,8 @@ class Response:
     reward: float | None = None
     correct: bool | None = None
     error: str | None = None
+    policy_version: int | None = None
+    old_log_probs: np.ndarray | None = None
 
 
 @dataclass(slots=True, eq=False)

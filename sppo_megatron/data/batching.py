@@ -57,7 +57,8 @@ Unit = tuple[Sample, ...]
 class Layout:
     """How micro-batches are cut. packed: THD under max_tokens, else micro_batch_size rows. cp: context parallel.
 
-    Token counts are padded to sequence_multiple: 2·cp for the zigzag, times tp under sequence parallelism.
+    Token counts are padded to sequence_multiple: 2·cp for the zigzag, times tp under sequence parallelism, times
+    token_multiple, which each rank's share of the tokens is a multiple of (blocks of FP8).
     """
 
     micro_batch_size: int = 1
@@ -65,6 +66,7 @@ class Layout:
     cp_size: int = 1
     cp_rank: int = 0
     sequence_parallel_size: int = 1
+    token_multiple: int = 1
 
     @property
     def packed(self) -> bool:
@@ -76,7 +78,7 @@ class Layout:
 
     @property
     def sequence_multiple(self) -> int:
-        return self.segment_multiple * self.sequence_parallel_size
+        return self.segment_multiple * self.sequence_parallel_size * self.token_multiple
 
     def padded_length(self, sample: Sample) -> int:
         return round_up(sample.num_tokens, self.segment_multiple)

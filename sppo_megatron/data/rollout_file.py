@@ -3,7 +3,7 @@
 A line is
     {"prompt_token_ids": [..], "prompt": "..", "answer": "..", "prompt_index": 3, "responses": [
       {"token_ids": [..], "text": "..", "rollout_log_probs": [..], "finish_reason": "stop", "reward": 0.5,
-       "correct": true, "error": ".."}], "preference": [[..]]}
+       "policy_version": 12, "old_log_probs": [..], "correct": true, "error": ".."}], "preference": [[..]]}
 Only prompt_token_ids and responses with their token_ids are required. Unknown fields are ignored. Log-probs are written
 with all the digits a float32 needs, so they are read back bitwise.
 """
@@ -103,16 +103,21 @@ def _to_record(group: Group) -> dict[str, Any]:
 
 
 def _response_to_record(response: Response) -> dict[str, Any]:
-    log_probs = response.rollout_log_probs
     return {"token_ids": response.token_ids.tolist()} | _given(
         text=response.text,
-        # float32 -> float64 is exact, and float64's shortest text reads back as the same float64.
-        rollout_log_probs=None if log_probs is None else np.asarray(log_probs, dtype=np.float32).tolist(),
+        rollout_log_probs=_numbers(response.rollout_log_probs),
+        old_log_probs=_numbers(response.old_log_probs),
         finish_reason=response.finish_reason,
+        policy_version=response.policy_version,
         reward=None if response.reward is None else float(response.reward),
         correct=None if response.correct is None else bool(response.correct),
         error=response.error,
     )
+
+
+def _numbers(values: np.ndarray | None) -> list[float] | None:
+    """float32 -> float64 is exact, and float64's shortest text reads back as the same float64."""
+    return None if values is None else np.asarray(values, dtype=np.float32).tolist()
 
 
 def _given(**fields: Any) -> dict[str, Any]:
@@ -151,8 +156,10 @@ def _to_response(record: object) -> Response:
     return Response(
         token_ids=token_ids,
         text=_typed(record, "text", str),
-        rollout_log_probs=_log_probs(record.get("rollout_log_probs"), len(token_ids)),
+        rollout_log_probs=_log_probs(record, "rollout_log_probs", len(token_ids)),
+        old_log_probs=_log_probs(record, "old_log_probs", len(token_ids)),
         finish_reason=_typed(record, "finish_reason", str, "stop"),
+        policy_version=_typed(record, "policy_version", int),
         reward=None if reward is None else float(reward),
         correct=_typed(record, "correct", bool),
         error=_typed(record, "error", str),
@@ -187,18 +194,19 @@ def _token_ids(values: object, name: str) -> np.ndarray:
     return np.array(values, dtype=np.int32)
 
 
-def _log_probs(values: object, num_tokens: int) -> np.ndarray | None:
+def _log_probs(record: dict[str, Any], key: str, num_tokens: int) -> np.ndarray | None:
+    values = record.get(key)
     if values is None:
         return None
     if not isinstance(values, list) or not all(_is_number(value) for value in values):
-        raise ValueError("rollout_log_probs must be a list of numbers")
+        raise ValueError(f"{key} must be a list of numbers")
     if len(values) != num_tokens:
-        raise ValueError(f"rollout_log_probs has {len(values)} values for {num_tokens} token_ids")
+        raise ValueError(f"{key} has {len(values)} values for {num_tokens} token_ids")
     with np.errstate(over="ignore"):
         log_probs = np.array(values, dtype=np.float64).astype(np.float32)
     if not np.isfinite(log_probs).all():
         place = int(np.flatnonzero(~np.isfinite(log_probs))[0])
-        raise ValueError(f"rollout_log_probs[{place}] is not finite: {values[place]!r}")
+        raise ValueError(f"{key}[{place}] is not finite: {values[place]!r}")
     return log_probs
 
 

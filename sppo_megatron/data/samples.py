@@ -50,22 +50,27 @@ def set_old_log_probs(
     """
     for sample, log_probs in zip(samples, old_log_probs, strict=True):
         sample.old_log_probs = log_probs
-        if objective.importance_weight is None:
-            continue
-        if sample.rollout_log_probs is None:
-            raise ValueError(
-                f"response {sample.index} has no rollout_log_probs, which "
-                f"objective.importance_weight={objective.importance_weight} needs: set it to null"
-            )
-        old, rollout = torch.from_numpy(log_probs)[None], torch.from_numpy(sample.rollout_log_probs)[None]
-        mask = torch.ones_like(old, dtype=torch.bool)
-        weights = rollout_importance_weights(
-            old, rollout, mask, level=objective.importance_weight, cap=objective.importance_cap
+        if objective.importance_weight is not None:
+            weight_by_importance(sample, objective.importance_weight, objective.importance_cap)
+
+
+def weight_by_importance(sample: Sample, level: str, cap: float) -> None:
+    """Multiplies the sample's weight by its truncated importance weight. level: sequence | token.
+
+    Raises ValueError where the response has no rollout_log_probs.
+    """
+    if sample.rollout_log_probs is None or sample.old_log_probs is None:
+        raise ValueError(
+            f"response {sample.index} has no rollout_log_probs, which "
+            f"objective.importance_weight={level} needs: set it to null"
         )
-        if objective.importance_weight == "token":
-            weights = mean_token_weight(weights, mask)
-        sample.importance_weight = float(weights)
-        sample.weight *= sample.importance_weight
+    old, rollout = torch.from_numpy(sample.old_log_probs)[None], torch.from_numpy(sample.rollout_log_probs)[None]
+    mask = torch.ones_like(old, dtype=torch.bool)
+    weights = rollout_importance_weights(old, rollout, mask, level=level, cap=cap)
+    if level == "token":
+        weights = mean_token_weight(weights, mask)
+    sample.importance_weight = float(weights)
+    sample.weight *= sample.importance_weight
 
 
 def build_units(samples: Sequence[Sample], groups: Sequence[Group], targets: Targets, pairwise: bool) -> list[Unit]:

@@ -13,6 +13,7 @@ from sppo_megatron.objective.importance import (
     truncated_importance_weight,
 )
 from sppo_megatron.objective.length_reward import length_reward
+from sppo_megatron.objective.mismatch import Mismatch, rollout_mismatch
 from sppo_megatron.objective.pairwise import PAIRWISE_KINDS, best_and_worst, pairwise_loss
 from sppo_megatron.objective.reduction import LOSS_AGG_MODES, SEQUENCE_WEIGHTS, LossSums, sequence_weights
 from sppo_megatron.objective.regression import (
@@ -37,6 +38,7 @@ __all__ = [
     "PAIRWISE_KINDS",
     "SEQUENCE_WEIGHTS",
     "LossSums",
+    "Mismatch",
     "best_and_worst",
     "check_preference",
     "check_win_rates",
@@ -52,6 +54,7 @@ __all__ = [
     "regression_target",
     "resolve_eta",
     "rollout_importance_weights",
+    "rollout_mismatch",
     "sequence_log_ratio",
     "sequence_weights",
     "sppo_loss",

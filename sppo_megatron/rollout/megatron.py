@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sppo_megatron.rollout.response import make_response
 from sppo_megatron.rollout.sampling import SamplingParams, sample_uniforms
-from sppo_megatron.types import Group, Prompt, Response
+from sppo_megatron.types import Group, Prompt
 
 
 class TokenGenerator(Protocol):
@@ -54,15 +55,8 @@ class MegatronEngine:
         results = self._generator.generate(sequences, uniforms, self._params, self._batch_size)
         groups = [Group(prompt) for prompt in prompts]
         for (place, _), (token_ids, log_probs) in zip(places, results, strict=True):
-            groups[place].responses.append(self._response(token_ids, log_probs))
+            groups[place].responses.append(make_response(token_ids, log_probs, self._params, self._tokenizer))
         return groups
-
-    def _response(self, token_ids: np.ndarray, log_probs: np.ndarray) -> Response:
-        stopped = len(token_ids) > 0 and int(token_ids[-1]) in self._params.stop_token_ids
-        text = None
-        if self._tokenizer is not None:
-            text = self._tokenizer.decode(token_ids.tolist(), skip_special_tokens=True)
-        return Response(token_ids, text, log_probs, finish_reason="stop" if stopped else "length")
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sppo_megatron.types import Group, Prompt
+from sppo_megatron.types import Group, Prompt, Response
 
 
 class RolloutEngine(Protocol):
@@ -31,4 +31,24 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None:
         """Gives processes and memory back. The engine is not used afterwards."""
+        ...
+
+
+class ProbedEngine(RolloutEngine, Protocol):
+    """An engine with weights of its own, which can be looked at."""
+
+    def probe(self, prompt: Prompt) -> list[tuple[str, Response]]:
+        """(name, response) of every replica, sampled as in training; the same on every rank. Collective."""
+        ...
+
+
+class AheadEngine(RolloutEngine, Protocol):
+    """An engine that works while the trainer does."""
+
+    def start(self, prompts: list[Prompt], iteration: int) -> None:
+        """Begins to generate in the background, from the weights of now. Collective, as are all methods."""
+        ...
+
+    def finish(self) -> list[Group]:
+        """Waits for what `start` began; its groups, with the policy version they are of."""
         ...

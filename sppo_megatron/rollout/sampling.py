@@ -25,6 +25,11 @@ def sample_uniforms(seed: int, iteration: int, place: int, sample: int, count: i
     return np.random.default_rng([seed, iteration, place, sample]).random(count)
 
 
+def request_seed(seed: int, iteration: int, place: int) -> int:
+    """The seed of one prompt's responses, below 2⁴⁸: a pure function of the three integers. Sample k adds k to it."""
+    return int(np.random.SeedSequence([seed, iteration, place]).generate_state(1, np.uint64)[0] >> np.uint64(16))
+
+
 def sample_tokens(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     """One token a row by inverting the cumulative distribution at `uniforms`.
 

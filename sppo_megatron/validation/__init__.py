@@ -6,8 +6,9 @@ from sppo_megatron.config import Config
 from sppo_megatron.validation.objective import check_objective
 from sppo_megatron.validation.optimizer import check_optimizer, check_overlap
 from sppo_megatron.validation.parallelism import check_layout, check_processes, find_process_problems
+from sppo_megatron.validation.precision import check_precision
 from sppo_megatron.validation.report import raise_problems
-from sppo_megatron.validation.rollout import check_rollout
+from sppo_megatron.validation.rollout import check_engine_processes, check_rollout
 from sppo_megatron.validation.values import PAIRWISE_KINDS, check_values
 
 __all__ = ["PAIRWISE_KINDS", "check_config", "check_layout", "check_processes"]
@@ -20,8 +21,10 @@ def check_config(config: Config, world_size: int) -> None:
             *check_values(config),
             *check_objective(config),
             *check_rollout(config),
+            *check_engine_processes(config, world_size),
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),
             *check_overlap(config),
+            *check_precision(config),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,9 @@ def check_rollout(config: Config) -> Iterator[str]:
         yield f"rollout.engine={r.engine} needs data.train_path: a JSONL file of prompts"
     elif config.train.prompts_per_iteration is None:
         yield f"rollout.engine={r.engine} needs train.prompts_per_iteration"
+    if r.engine != "replay":
+        yield from _check_support(config)
+    yield from _check_engine(config)
     for key in ("train_path", "eval_path"):
         path = getattr(data, key)
         if path is not None and not Path(path).exists():
@@ -33,3 +37,53 @@ def check_rollout(config: Config) -> Iterator[str]:
         yield "reward.kind=function and reward.function=module:name belong together: give both or neither"
     if config.checkpoint.load not in (None, "latest") and not Path(config.checkpoint.load).is_dir():
         yield f"checkpoint.load={config.checkpoint.load} is neither null, latest nor a folder"
+
+
+def _check_support(config: Config) -> Iterator[str]:
+    """Samples that aren't of π_t itself are only right with importance weights."""
+    r = config.rollout
+    if config.objective.importance_weight is not None:
+        return
+    if r.top_p < 1 or r.top_k > 0:
+        yield (
+            f"rollout.top_p={r.top_p:g} and rollout.top_k={r.top_k} cut the distribution that is sampled from, which "
+            "is then not the π_t that is trained: set them to 1 and -1, or correct for it with "
+            "objective.importance_weight=sequence"
+        )
+    if r.ahead:
+        yield (
+            f"rollout.ahead={r.ahead} trains on responses of the policy before: correct for it with "
+            "objective.importance_weight=sequence"
+        )
+
+
+def _check_engine(config: Config) -> Iterator[str]:
+    r = config.rollout
+    if r.ahead and r.engine != "vllm_server":
+        yield f"rollout.ahead={r.ahead} needs rollout.engine=vllm_server: other engines share the trainer's processes"
+    if r.vllm.gpu_memory_utilization > 1:
+        yield f"rollout.vllm.gpu_memory_utilization={r.vllm.gpu_memory_utilization} is a share: at most 1"
+    if r.verify and r.engine not in ("vllm", "vllm_server"):
+        yield f"rollout.verify=true is for engines with weights of their own, and rollout.engine={r.engine} has none"
+    if r.engine != "vllm_server":
+        return
+    if not r.server.urls:
+        yield (
+            "rollout.engine=vllm_server needs rollout.server.urls=[http://host:port, ...]: "
+            "start servers with `serve_rollouts --model ...`, which prints them"
+        )
+    for url in r.server.urls:
+        if not re.fullmatch(r"https?://[^/\s]+/?", url):
+            yield f"rollout.server.urls holds {url!r}: each is http://host:port, without a path"
+    if len(set(r.server.urls)) < len(r.server.urls):
+        yield "rollout.server.urls names a server twice"
+
+
+def check_engine_processes(config: Config, world_size: int) -> Iterator[str]:
+    """Whether vLLM's engines fill the job's processes."""
+    size = config.rollout.vllm.tensor_parallel_size
+    if config.rollout.engine == "vllm" and size > 0 and world_size % size:
+        yield (
+            f"rollout.vllm.tensor_parallel_size={size} does not divide the {world_size} processes of the job, "
+            "which are split into engines of that many ranks"
+        )

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from sppo_megatron.weight_sync.version import check_version
+
 
 class InProcessSync:
     """The engine samples from the very parameters the optimizer steps, so only the version is recorded."""
@@ -13,8 +15,11 @@ class InProcessSync:
     def __init__(self) -> None:
         self.version = -1
 
-    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> None:
+    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> int:
         """Records the version. The iterator is never started: exporting would gather every shard for nothing."""
-        if version < self.version:
-            raise ValueError(f"weights of version {version} are older than version {self.version}")
+        check_version(self.version, version)
         self.version = version
+        return 0
+
+    def close(self) -> None:
+        """Nothing is held open."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,8 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_configuration(name: str, task: Path, tmp_path: Path) -> None:
     changes, ranks, words = BAD[name]
-    started = time.monotonic()
     arguments = tiny_task.overrides(task, tmp_path / "run", **changes)
     done = tiny_task.run(arguments, ranks=ranks)
-    seconds = time.monotonic() - started
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("configuration error:")]
     for word in words:
         assert word in done.stderr, f"{word!r} is not in: {message}"
@@ -43,7 +40,6 @@ def test_bad_configuration(name: str, task: Path, tmp_path: Path) -> None:
         assert "exitcode  : 2" in done.stderr
     assert 'Traceback (most recent call last):\n  File "<frozen runpy>"' not in done.stdout
     assert not (tmp_path / "run").exists()
-    assert seconds < 20 + 10 * (ranks - 1), f"took {seconds:.0f} s"
 
 
 def test_prints_its_configuration(task: Path, tmp_path: Path) -> None:

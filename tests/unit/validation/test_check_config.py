@@ -27,9 +27,10 @@ def make_config(prompts: str, **values) -> Config:
     config.model.hf_path = "somewhere"
     config.data.train_path = prompts
     for key, value in values.items():
-        group, name = key.split(".")
-        assert hasattr(getattr(config, group), name), key
-        setattr(getattr(config, group), name, prompts if value == "PROMPTS" else value)
+        *groups, name = key.split(".")
+        group = reduce(getattr, groups, config)
+        assert hasattr(group, name), key
+        setattr(group, name, prompts if value == "PROMPTS" else value)
     return config
 
 
@@ -51,7 +52,14 @@ GOOD = [
     {"objective.pairwise": "sppo", "objective.reward": "win_rate", "train.micro_batch_size": 2},
     {"objective.pairwise": "rebel", "train.minibatch_size": 6, "train.max_tokens_per_micro_batch": 100},
     {"objective.importance_weight": "token", "objective.importance_cap": 1.5, "objective.target_clip": 3.0},
-    {"rollout.top_p": 0.9, "rollout.top_k": 40, "rollout.temperature": 0.7},
+    {"rollout.top_p": 0.9, "rollout.top_k": 40, "rollout.temperature": 0.7, "objective.importance_weight": "token"},
+    {"rollout.engine": "vllm", "rollout.vllm.engine_args": {"max_num_batched_tokens": 512}, "rollout.verify": True},
+    {
+        "rollout.engine": "vllm_server",
+        "rollout.server.urls": ["http://127.0.0.1:8100", "https://rollouts.example:443/"],
+        "rollout.ahead": 1,
+        "objective.importance_weight": "sequence",
+    },
     {"reward.kind": "function", "reward.function": "module:name"},
     {"checkpoint.load": "latest", "checkpoint.save_interval": 1},
     {"optimizer.min_lr": 1e-6, "optimizer.lr": 1e-6, "optimizer.lr_decay_steps": 11, "optimizer.lr_warmup_steps": 10},
@@ -129,8 +137,24 @@ BAD = [
         ["train.minibatch_size=5 must be even"],
     ),
     ({"rollout.temperature": 0.0}, ["rollout.temperature=0.0 must be above 0"]),
-    ({"rollout.top_p": 0.0}, ["rollout.top_p=0.0 must be in (0, 1]"]),
+    ({"rollout.top_p": 0.0, "objective.importance_weight": "token"}, ["rollout.top_p=0.0 must be in (0, 1]"]),
     ({"rollout.top_p": 1.1}, ["rollout.top_p=1.1 must be in (0, 1]"]),
+    ({"rollout.top_p": 0.9}, ["rollout.top_p=0.9", "objective.importance_weight=sequence"]),
+    ({"rollout.top_k": 40}, ["rollout.top_k=40", "objective.importance_weight=sequence"]),
+    ({"rollout.verify": True}, ["rollout.verify=true", "rollout.engine=megatron"]),
+    (
+        {"rollout.ahead": 1, "objective.importance_weight": "sequence"},
+        ["rollout.ahead=1 needs rollout.engine=vllm_server"],
+    ),
+    (
+        {"rollout.engine": "vllm_server", "rollout.server.urls": ["http://a:1"], "rollout.ahead": 1},
+        ["rollout.ahead=1", "objective.importance_weight=sequence"],
+    ),
+    ({"rollout.engine": "vllm_server"}, ["rollout.server.urls", "serve_rollouts"]),
+    ({"rollout.engine": "vllm_server", "rollout.server.urls": ["a:1"]}, ["'a:1'", "http://host:port"]),
+    ({"rollout.engine": "vllm_server", "rollout.server.urls": ["http://a:1"] * 2}, ["names a server twice"]),
+    ({"rollout.engine": "vllm", "rollout.vllm.tensor_parallel_size": 3}, ["tensor_parallel_size=3", "2 processes"]),
+    ({"rollout.vllm.gpu_memory_utilization": 1.5}, ["gpu_memory_utilization=1.5", "at most 1"]),
     ({"rollout.top_k": 0}, ["rollout.top_k=0 must be -1 (off) or at least 1"]),
     ({"rollout.top_k": -2}, ["rollout.top_k=-2 must be -1"]),
     ({"rollout.engine": "replay"}, ["rollout.engine=replay needs rollout.path"]),
@@ -182,9 +206,9 @@ def test_bad(prompts, values, said):
 def test_choices(prompts, key):
     allowed = values._CHOICES[key]
     message = message_of(make_config(prompts, **{key: "nonsense"})).splitlines()[0]
-    names = ", ".join("null" if choice is None else choice for choice in allowed)
+    names = ", ".join("null" if choice is None else str(choice) for choice in allowed)
     assert message == f"{key}='nonsense' is not known: choose one of {names}"
-    default = getattr(getattr(Config(), key.split(".")[0]), key.split(".")[1])
+    default = reduce(getattr, key.split("."), Config())
     assert default in allowed
 
 

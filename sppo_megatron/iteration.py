@@ -1,0 +1,75 @@
+"""One iteration: rollouts with their targets, π_t frozen over them, cut into mini-batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sppo_megatron.config import Config
+from sppo_megatron.data.batching import Sample, Unit
+from sppo_megatron.data.samples import build_samples, build_units, minibatches, set_old_log_probs
+from sppo_megatron.objective import degenerate_group_sums, finalize_diagnostics
+from sppo_megatron.reward.targets import Targets, build_targets
+from sppo_megatron.rollout.mismatch_gate import MismatchGate
+from sppo_megatron.types import Group
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Iteration:
+    """index: from 0. samples: the responses of all groups, in order. last_line: what the last step logged."""
+
+    index: int
+    groups: list[Group]
+    targets: Targets
+    samples: list[Sample]
+    minibatches: list[list[Unit]] = field(default_factory=list)
+    last_line: dict[str, float] = field(default_factory=dict)
+
+
+def start_iteration(groups: list[Group], index: int, config: Config) -> Iteration:
+    """Scored groups with their regression targets."""
+    targets = build_targets(groups, config.objective)
+    samples = build_samples(groups, targets, config.objective, config.rollout.max_response_length)
+    return Iteration(index, groups, targets, samples)
+
+
+def freeze(iteration: Iteration, old_log_probs: Sequence[np.ndarray], config: Config) -> None:
+    """log π_t of every response, before any update: float32 nats, one array for each sample."""
+    set_old_log_probs(iteration.samples, old_log_probs, config.objective)
+    responses = [response for group in iteration.groups for response in group.responses]
+    for response, log_probs in zip(responses, old_log_probs, strict=True):
+        response.old_log_probs = log_probs
+
+
+def cut_minibatches(iteration: Iteration, gate: MismatchGate, config: Config) -> dict[str, float]:
+    """Asks the gate and cuts what passes it into mini-batches; returns the metrics of both.
+
+    A pure function of frozen rollouts, so a resumed run has the same ones. Raises TrainingError where the gate stops.
+    """
+    dropped, metrics = gate.check(iteration.samples, iteration.index)
+    units = build_units(
+        iteration.samples, iteration.groups, iteration.targets, pairwise=config.objective.pairwise is not None
+    )
+    units = [unit for unit in units if not any(sample.index in dropped for sample in unit)]
+    if not units:
+        logger.warning("iteration %d has nothing to train on", iteration.index)
+    iteration.minibatches = minibatches(
+        units,
+        config.train.minibatch_size,
+        config.train.epochs_per_iteration,
+        shuffle=config.train.shuffle,
+        seed=config.train.seed,
+        iteration=iteration.index,
+    )
+    targets = iteration.targets
+    degenerate = finalize_diagnostics(degenerate_group_sums(targets.values, targets.group_ids), {})
+    responses = [response for group in iteration.groups for response in group.responses]
+    return metrics | {
+        "degenerate_group_share": degenerate["degenerate_group_share"],
+        "reward_errors": float(sum(response.error is not None for response in responses)),
+    }
