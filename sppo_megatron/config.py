@@ -103,10 +103,53 @@ class ObjectiveConfig:
 
 
 @dataclass
+class JudgeConfig:
+    """A pairwise judge behind an OpenAI-compatible endpoint (reward.kind=judge).
+
+    urls: http://host:port of each server. model: the name they serve, null = the only one. api_key_env: environment
+    variable that holds the API key, which is written nowhere. template: file with {prompt}, {first} and {second}, null
+    = a built-in question. logprobs: ask for the log-probs of the answer. max_tokens: of the answer. request: more
+    fields of the request, by the endpoint's names.
+    concurrency: requests under way on one server from each rank. timeout_s: seconds for one. retries: attempts after
+    the first, backoff_s seconds apart, doubling. cache_path: file that keeps the answers, null = none.
+    """
+
+    urls: list[str] = field(default_factory=list)
+    model: str | None = None
+    api_key_env: str = "JUDGE_API_KEY"
+    template: str | None = None
+    logprobs: bool = True
+    max_tokens: int = 1
+    request: dict[str, Any] = field(default_factory=dict)
+    concurrency: int = 32
+    timeout_s: float = 60.0
+    retries: int = 3
+    backoff_s: float = 1.0
+    cache_path: str | None = None
+
+
+@dataclass
+class RewardModelConfig:
+    """A Hugging Face sequence classifier with one output (reward.kind=reward_model | pairwise_model), on every rank.
+
+    path: local folder or hub id. dtype: fp32 | bf16 | fp16. max_length: tokens; what is longer isn't scored, null = all.
+    template: the pairwise model's text, a file with {prompt}, {first} and {second}; null = a built-in one.
+    """
+
+    path: str | None = None
+    dtype: str = "bf16"
+    batch_size: int = 16
+    max_length: int | None = None
+    template: str | None = None
+
+
+@dataclass
 class RewardConfig:
-    """kind: exact_match | numeric | character_share | math_verify | function (then function = "module:name").
+    """kind: exact_match | numeric | character_share | math_verify | function (then function = "module:name") |
+    reward_model | judge | pairwise_model (the last two give preferences: objective.reward=win_rate) | mixture.
 
     A reward that raises, or takes longer than timeout_s seconds, costs its own response `default` and an error record.
+    mixture: [{kind: ..., weight: ..., function: ...}, ...], whose weighted rewards are added.
     """
 
     kind: str = "exact_match"
@@ -114,6 +157,9 @@ class RewardConfig:
     timeout_s: float = 10.0
     default: float = 0.0
     num_workers: int = 2
+    mixture: list[dict[str, Any]] = field(default_factory=list)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    model: RewardModelConfig = field(default_factory=RewardModelConfig)
 
 
 @dataclass

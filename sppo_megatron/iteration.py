@@ -46,12 +46,13 @@ def freeze(iteration: Iteration, old_log_probs: Sequence[np.ndarray], config: Co
         response.old_log_probs = log_probs
 
 
-def cut_minibatches(iteration: Iteration, gate: MismatchGate, config: Config) -> dict[str, float]:
+def cut_minibatches(iteration: Iteration, gate: MismatchGate, config: Config, version: int) -> dict[str, float]:
     """Asks the gate and cuts what passes it into mini-batches; returns the metrics of both.
 
+    version: of the policy that was frozen.
     A pure function of frozen rollouts, so a resumed run has the same ones. Raises TrainingError where the gate stops.
     """
-    dropped, metrics = gate.check(iteration.samples, iteration.index)
+    dropped, metrics = gate.check(iteration.samples, iteration.index, version)
     units = build_units(
         iteration.samples, iteration.groups, iteration.targets, pairwise=config.objective.pairwise is not None
     )

@@ -79,6 +79,7 @@ class Trainer:
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
     preemption: PreemptionGuard | None = None
+    fp8_probe: Callable[[Sequence[Sample], Sequence[np.ndarray]], dict[str, float]] | None = None
     probe: WeightProbe | None = None
     ahead: RolloutsAhead | None = None
     saved_step: int = -1
@@ -124,6 +125,8 @@ class Trainer:
         iteration = start_iteration(groups, self.state.iteration, self.config)
         old_log_probs, entropy = self.policy.compute_log_probs(iteration.samples)
         freeze(iteration, old_log_probs, self.config)
+        if self.fp8_probe is not None:
+            self.state.iteration_metrics |= self.fp8_probe(iteration.samples, old_log_probs)
         if self.is_main:
             write_groups(self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl", groups)
         tokens = sum(len(sample.response_token_ids) for sample in iteration.samples)
@@ -134,7 +137,7 @@ class Trainer:
             "seconds_log_probs": time.perf_counter() - scored,
             "rollout_tokens_per_second": tokens / max(generated - started, 1e-9),
         }
-        self.state.iteration_metrics |= cut_minibatches(iteration, self.gate, self.config)
+        self.state.iteration_metrics |= cut_minibatches(iteration, self.gate, self.config, self.state.step)
         return iteration
 
     def _generate(self) -> list[Group]:
@@ -242,5 +245,5 @@ class Trainer:
         groups, old_log_probs = self.state.read_groups(self.resumed_from)
         iteration = start_iteration(groups, self.state.iteration, self.config)
         freeze(iteration, old_log_probs, self.config)
-        cut_minibatches(iteration, self.gate, self.config)
+        cut_minibatches(iteration, self.gate, self.config, self.state.step - self.state.minibatch)
         return iteration

@@ -48,6 +48,9 @@ def run_config(args: argparse.Namespace, folder: str) -> Config:
     run = Config()
     run.model.hf_path, run.model.init = folder, "random"
     run.precision.dtype = args.dtype
+    if args.fp8_recipe is not None:
+        run.precision.fp8_recipe = args.fp8_recipe
+        run.precision.fp8 = "hybrid" if args.fp8_recipe in ("delayed", "tensorwise") else "e4m3"
     run.parallelism.tensor_model_parallel_size = dist.get_world_size()
     run.parallelism.sequence_parallel = args.sequence_parallel
     run.train.max_tokens_per_micro_batch = args.tokens
@@ -91,9 +94,23 @@ def random_samples(args: argparse.Namespace) -> list[Sample]:
     ]
 
 
+def model_flops(args: argparse.Namespace, samples: list[Sample]) -> float:
+    """FLOPs of one step that the model's definition needs: forward, and twice as many backward; nothing recomputed.
+
+    Layers over every token that is fed, causal attention over half of the pairs, the head over response tokens alone.
+    """
+    h = args.hidden
+    tokens = sum(sample.num_tokens for sample in samples)
+    pairs = sum(sample.num_tokens**2 / 2 for sample in samples)
+    layers = args.layers * (2 * (4 * h * h + 3 * h * 3 * h) * tokens + 4 * h * pairs)
+    return 3 * (layers + 2 * h * args.vocab * sum(len(sample.response_token_ids) for sample in samples))
+
+
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     policy = build_policy(args)
-    units = [(sample,) for sample in random_samples(args)]
+    samples = random_samples(args)
+    units = [(sample,) for sample in samples]
+    gflops = model_flops(args, samples) / dist.get_world_size() / 1e9
     fused = policy.training_head
     log_probs = LogProbHead(policy.groups, args.vocab, 1.0, args.sequence_parallel)
     heads: dict[str, Any] = {"megatron": megatron_head, "ours, log-probs": log_probs, "ours, sppo loss": fused}
@@ -109,7 +126,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, figures in measured.items():
         row = {"head": name, "s/step": figures["seconds"], "ratio": figures["seconds"] / base["seconds"]}
         extra = {"extra MiB": figures["extra_mib"], "mem ratio": figures["extra_mib"] / max(1.0, base["extra_mib"])}
-        rows.append(row | extra | {"loss": losses[name]})
+        rows.append(row | {"GFLOP/s": gflops / figures["seconds"]} | extra | {"loss": losses[name]})
     return rows
 
 
@@ -120,6 +137,9 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=32768)
     parser.add_argument("--tied", action="store_true", help="the head shares the embedding's weight")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument(
+        "--fp8-recipe", choices=["delayed", "tensorwise", "blockwise", "mxfp8"], help="with --dtype bf16"
+    )
     parser.add_argument("--tokens", type=int, default=1024, help="of one packed micro-batch")
     parser.add_argument("--sequence-length", type=int, default=256)
     parser.add_argument(
@@ -137,7 +157,7 @@ def main() -> None:
     initialize_distributed(timeout_minutes=10)
     rows = benchmark(args)
     if int(os.environ.get("RANK", "0")) == 0:
-        print_table(rows, ["head", "s/step", "ratio", "extra MiB", "mem ratio", "loss"])
+        print_table(rows, ["head", "s/step", "ratio", "GFLOP/s", "extra MiB", "mem ratio", "loss"])
         write_json(args.json, {"machine": machine(local_device()), "arguments": vars(args), "rows": rows})
     dist.destroy_process_group()
 

@@ -52,11 +52,16 @@ def stream_hf_tensors(
         shards = [torch.empty(held.shape, dtype=held.dtype, device=device) for _ in range(group.size())]
         if pp_group.rank() == held.stage:
             if name in local and (not is_expert or ep_group is None or ep_group.rank() == held.ep_rank):
-                dist.all_gather(shards, local[name].detach().contiguous(), group=group)
+                dist.all_gather(shards, _plain(local[name].detach()).contiguous(), group=group)
             if is_expert:
                 _broadcast(shards, held.ep_rank, ep_group)
         _broadcast(shards, held.stage, pp_group)
         yield from zip(layout.hf_names, layout.unshard(shards), strict=True)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A weight that Transformer Engine stores in FP8, a subclass of Tensor, as numbers of the dtype it stands for."""
+    return tensor if type(tensor) is Tensor else tensor.dequantize()
 
 
 def _find_holders(

@@ -61,6 +61,9 @@ def load_parameters(
         if shard.shape != parameter.shape:
             raise ValueError(f"{name} is {list(parameter.shape)} here, its shard is {list(shard.shape)}")
         parameter.copy_(shard)
+        if hasattr(parameter, "get_high_precision_init_val"):
+            # Stored in FP8 by Transformer Engine: the optimizer starts from this unrounded copy beside it.
+            parameter.get_high_precision_init_val().copy_(shard)
 
 
 def layout_of(name: str, layouts: Mapping[str, Layout]) -> Layout:

@@ -32,7 +32,7 @@ def save_hf_folder(
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_weights(partial, tensors, max_file_bytes)
+    save_weights(partial, tensors, max_file_bytes)
     hf_config.save_pretrained(partial)
     if generation_config is not None:
         generation_config.save_pretrained(partial)
@@ -46,7 +46,8 @@ def save_hf_folder(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int) -> None:
+def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int = 4 << 30) -> None:
+    """Writes weight files and, where there are several, their index into an existing folder."""
     written: list[list[str]] = []  # the names in each file
     total_bytes = 0
     writer: SafetensorsWriter | None = None

@@ -38,6 +38,7 @@ class Sample:
     old_log_probs: np.ndarray | None = None
     rollout_log_probs: np.ndarray | None = None
     importance_weight: float = 1.0
+    policy_version: int | None = None
 
     @property
     def num_tokens(self) -> int:

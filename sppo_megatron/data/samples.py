@@ -36,6 +36,7 @@ def build_samples(
                     reward=float(targets.rewards[index]),
                     win_rate=float(win_rates[index]),
                     truncated=response.finish_reason == "length",
+                    policy_version=response.policy_version,
                 )
             )
     return samples

@@ -15,13 +15,18 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from sppo_megatron.policy.fp8 import without_fp8
 from sppo_megatron.policy.torch_attention import TorchAttention
 
 
 @contextlib.contextmanager
 def inference_layout(models: Sequence[GPTModel], config: TransformerConfig) -> Iterator[None]:
-    """Evaluation mode, with sequence and context parallelism off: one token can't be split over ranks."""
+    """Evaluation mode, with sequence and context parallelism off: one token can't be split over ranks.
+
+    FP8 is off, too: it takes whole blocks of tokens.
+    """
     with contextlib.ExitStack() as undo:
+        undo.enter_context(without_fp8(config))
         for model in models:
             undo.callback(model.train, model.training)
             model.eval()

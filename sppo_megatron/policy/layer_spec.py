@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -16,17 +15,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from sppo_megatron.fused_kernels import has_transformer_engine
 from sppo_megatron.policy.router import Router
 from sppo_megatron.policy.torch_attention import TorchAttention
 
 
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine's layers are used: it needs CUDA to run."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
-
-
 class TorchNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, constructed the way Megatron constructs its norms.
+    """torch's RMSNorm, itself one fused kernel on CUDA, constructed the way Megatron constructs its norms.
 
     Under sequence parallelism each rank norms its own slice of the sequence, so the weight's gradient is a partial
     sum: the mark makes `finalize_model_grads` all-reduce it over the tensor-parallel group.

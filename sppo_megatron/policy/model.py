@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from sppo_megatron.config import Config, ModelConfig, ParallelismConfig, PrecisionConfig
 from sppo_megatron.conversion.architecture import Architecture, MixtureOfExperts
 from sppo_megatron.conversion.mapping import expert_index, with_expert_index
-from sppo_megatron.policy.layer_spec import decoder_spec, has_transformer_engine
-from sppo_megatron.policy.precision import transformer_fields
+from sppo_megatron.fused_kernels import has_apex_weight_gradient, has_transformer_engine
+from sppo_megatron.policy.fp8 import check_fp8_shapes
+from sppo_megatron.policy.layer_spec import decoder_spec
+from sppo_megatron.policy.precision import data_parallel_fields, transformer_fields
 
 _FUSED_KERNELS = {  # what needs Transformer Engine or apex
     "masked_softmax_fusion": False,
@@ -54,7 +57,7 @@ def transformer_config(
         "qk_layernorm": a.qk_norm,
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
-        "gradient_accumulation_fusion": False,
+        "gradient_accumulation_fusion": has_transformer_engine() or has_apex_weight_gradient(),
         "tensor_model_parallel_size": p.tensor_model_parallel_size,
         "pipeline_model_parallel_size": p.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": p.virtual_pipeline_model_parallel_size,
@@ -71,7 +74,10 @@ def transformer_config(
         fields |= _mixture_fields(a.mixture, model, parallelism)
     if not has_transformer_engine():
         fields |= _FUSED_KERNELS
-    return TransformerConfig(**fields, **transformer_fields(precision))
+    fields |= transformer_fields(precision)
+    if precision.fp8 is not None:
+        check_fp8_shapes(a, p, precision.fp8_recipe)
+    return TransformerConfig(**fields)
 
 
 def _mixture_fields(moe: MixtureOfExperts, model: ModelConfig, p: ParallelismConfig) -> dict[str, Any]:
@@ -108,7 +114,7 @@ def build_chunks(
     chunks: list[nn.Module] = []
     for stage in range(virtual or 1):
         vp_stage = stage if virtual else None
-        with _quiet_deprecation():
+        with _quiet_deprecation(), _output_layer_without_apex():
             chunk = GPTModel(
                 config,
                 decoder_spec(config, vp_stage, rank),
@@ -121,6 +127,8 @@ def build_chunks(
                 pg_collection=groups,
                 vp_stage=vp_stage,
             )
+        if chunk.post_process and not has_apex_weight_gradient():
+            chunk.output_layer.gradient_accumulation_fusion = False
         chunk.rotary_pos_emb.inv_freq = architecture.rotary_inv_freq.to(chunk.rotary_pos_emb.inv_freq.device)
         if torch.cuda.is_available():
             chunk.cuda(torch.cuda.current_device())
@@ -132,16 +140,29 @@ def wrap_data_parallel(
     chunks: list[nn.Module], config: TransformerConfig, run: Config, groups: ProcessGroupCollection
 ) -> list[nn.Module]:
     """The chunks with contiguous fp32 gradient buffers, reduced over the data- and context-parallel ranks."""
+    for chunk in chunks:
+        _set_experts_apart(chunk)
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=run.optimizer.use_distributed_optimizer,
         overlap_grad_reduce=run.parallelism.overlap_grad_reduce,
         overlap_param_gather=run.parallelism.overlap_param_gather,
-        grad_reduce_in_fp32=True,
+        **data_parallel_fields(run.precision),
     )
     return [
         DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups)
         for index, chunk in enumerate(chunks)
     ]
+
+
+def _set_experts_apart(chunk: nn.Module) -> None:
+    """Gives the experts gradient buffers and an optimizer of their own in every layout.
+
+    Megatron does so where their process groups differ from the dense layers'. A checkpoint holds the state of each
+    optimizer by itself: one that was saved with two would load only where there are two.
+    """
+    for name, parameter in chunk.named_parameters():
+        if expert_index(name) is not None:
+            parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron's mark for the expert groups
 
 
 def unwrap(chunk: nn.Module) -> GPTModel:
@@ -169,6 +190,21 @@ def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
             if expert is not None:
                 name = with_expert_index(name, layer.mlp.local_expert_indices[expert])
             yield name, parameter
+
+
+@contextlib.contextmanager
+def _output_layer_without_apex() -> Iterator[None]:
+    """Lets Megatron's output layer be built where Transformer Engine fuses weight gradients and apex isn't there.
+
+    Its constructor asks for apex's kernel, which only its own backward pass needs. The one that runs is that of
+    `lm_head`, which adds to `main_grad` itself.
+    """
+    available = tensor_parallel_layers._grad_accum_fusion_available
+    tensor_parallel_layers._grad_accum_fusion_available = True
+    try:
+        yield
+    finally:
+        tensor_parallel_layers._grad_accum_fusion_available = available
 
 
 @contextlib.contextmanager

@@ -33,11 +33,13 @@ from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective import finalize_diagnostics, resolve_eta
 from sppo_megatron.parallel import reduce_max, reduce_sums
 from sppo_megatron.policy.forward_step import ForwardStep, TrainingLoss, collect_log_probs
+from sppo_megatron.policy.fp8 import token_multiple
 from sppo_megatron.policy.initialize import local_device
 from sppo_megatron.policy.lm_head import build_heads
 from sppo_megatron.policy.loss import build_loss, regression_terms
 from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config, wrap_data_parallel
 from sppo_megatron.policy.optimizer import build_optimizer, build_scheduler
+from sppo_megatron.policy.router import mean_load_balancing_loss
 
 
 class Policy:
@@ -75,6 +77,7 @@ class Policy:
         self.uses_distributed_optimizer = run.optimizer.use_distributed_optimizer
         self._overlaps_param_gather = run.parallelism.overlap_param_gather
         self._connect_schedule(run)
+        self._lacks_fp8_scales = run.precision.fp8 is not None and run.precision.fp8_recipe == "delayed"
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
         self._log_prob_head, self.training_head = build_heads(
@@ -86,6 +89,7 @@ class Policy:
             cp_size=groups.cp.size(),
             cp_rank=groups.cp.rank(),
             sequence_parallel_size=groups.tp.size() if run.parallelism.sequence_parallel else 1,
+            token_multiple=token_multiple(run.precision),
         )
 
     def _connect_schedule(self, run: Config) -> None:
@@ -132,13 +136,15 @@ class Policy:
         )
         total = sum(len(sample.response_token_ids) for sample in samples)
         values = torch.zeros(2, total, device=self.device)
+        units = [(sample,) for sample in samples]
         for chunk in self.chunks:
             chunk.eval()
-        records = self._run_schedule(
-            [(sample,) for sample in samples],
-            lambda num_microbatches: collect_log_probs,
-            forward_only=True,
-        )
+        if self._lacks_fp8_scales:
+            # Delayed scaling measures tensors where gradients are enabled alone, and starts with scales of 1, in which
+            # small weights are lost: a first pass gives it scales.
+            self._run_schedule(units, lambda num_microbatches: collect_log_probs, forward_only=True, with_grad=True)
+            self._lacks_fp8_scales = False
+        records = self._run_schedule(units, lambda num_microbatches: collect_log_probs, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
         if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
@@ -172,6 +178,8 @@ class Policy:
         if updated:
             self.scheduler.step(increment=1)
         metrics = self._reduce_metrics(records)
+        if self.config.num_moe_experts is not None and self.config.moe_aux_loss_coeff:
+            metrics["moe_aux_loss"] = mean_load_balancing_loss(self.groups.tp.size() * self.groups.cp.size())
         metrics |= {"grad_norm": float(grad_norm or 0.0), "lr": float(lr), "skipped": float(not updated)}
         if updated and not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
             raise TrainingError(
@@ -180,7 +188,9 @@ class Policy:
             )
         return metrics
 
-    def _run_schedule(self, units: Sequence[Unit], finish_for: Any, *, forward_only: bool) -> list[Any]:
+    def _run_schedule(
+        self, units: Sequence[Unit], finish_for: Any, *, forward_only: bool, with_grad: bool = False
+    ) -> list[Any]:
         """Megatron's schedule over this data-parallel rank's share; what `finish` returned (last stage, else [])."""
         pp_size = self.groups.pp.size()
         interleaved = len(self.chunks) > 1
@@ -194,7 +204,7 @@ class Policy:
         head = self._log_prob_head if forward_only else self.training_head
         step = ForwardStep(head, self.device, finish_for(len(plan)))
         iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in self.chunks]
-        with torch.set_grad_enabled(not forward_only):
+        with torch.set_grad_enabled(with_grad or not forward_only):
             return get_forward_backward_func()(
                 forward_step_func=step,
                 data_iterator=iterators if interleaved else iterators[0],

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
 from megatron.core.transformer.moe.moe_utils import (
     get_tokens_per_expert_and_token_count,
     switch_load_balancing_loss_func,
 )
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from sppo_megatron.parallel import reduce_sums
+
+# what is recorded of each micro-batch and layer: the loss, divided by its coefficient, and a 1
+_LOSS, _COUNT = "load_balancing_loss", "load_balancing_count"
 
 
 class Router(TopKRouter):
@@ -37,6 +45,20 @@ class Router(TopKRouter):
             num_experts=self.config.num_moe_experts,
             moe_aux_loss_coeff=coefficient,
         )
+        get_moe_metrics_tracker().record(_COUNT, torch.ones_like(loss), self.layer_number, self.config.num_layers)
         return self.attach_and_log_load_balancing_loss(
-            probs, coefficient, loss, "load_balancing_loss", self.tp_cp_group, valid_token_count=local_count
+            probs, coefficient, loss, _LOSS, self.tp_cp_group, valid_token_count=local_count
         )
+
+
+def mean_load_balancing_loss(tp_cp_size: int) -> float:
+    """E · Σ_e f_e · P_e of what was trained on since the last call: its mean over layers and micro-batches; 1 is even.
+
+    Collective over all ranks, and the same on each. tp_cp_size: tensor- times context-parallel ranks, each of which
+    recorded its own tokens' part of a loss, and its count.
+    """
+    recorded = get_moe_metrics_tracker().metrics
+    destroy_moe_metrics_tracker()
+    sums = {name: recorded[name].values.sum() if name in recorded else torch.zeros(()) for name in (_LOSS, _COUNT)}
+    totals = reduce_sums(sums, dist.group.WORLD)
+    return totals[_LOSS] * tp_cp_size / max(1.0, totals[_COUNT])

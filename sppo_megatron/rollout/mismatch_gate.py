@@ -25,11 +25,14 @@ class MismatchGate:
     config: MismatchConfig
     objective: ObjectiveConfig
 
-    def check(self, samples: Sequence[Sample], iteration: int) -> tuple[set[int], dict[str, float]]:
+    def check(
+        self, samples: Sequence[Sample], iteration: int, version: int | None = None
+    ) -> tuple[set[int], dict[str, float]]:
         """(indices of responses to leave out, metrics). samples carry their old_log_probs.
 
-        Responses without rollout_log_probs (some replays) are not looked at. Weights samples in place where the action
-        says so. Raises TrainingError where it says stop.
+        version: of the weights that gave those; where any response is of another, the difference is no fault and no
+        action follows. Responses without rollout_log_probs (some replays) are not looked at. Weights samples in place
+        where the action says so. Raises TrainingError where it says stop.
         """
         seen = [sample for sample in samples if sample.rollout_log_probs is not None]
         if not seen:
@@ -40,6 +43,8 @@ class MismatchGate:
             [len(sample.response_token_ids) for sample in seen],
             self.config.token_bound,
         )
+        if any(sample.policy_version not in (None, version) for sample in seen):
+            return set(), _metrics(mismatch, set(), False)
         excess = self._excess(mismatch)
         dropped = self._dropped(seen, mismatch) if self.config.action == "drop" else set()
         if excess is not None:

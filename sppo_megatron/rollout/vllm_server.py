@@ -13,8 +13,10 @@ from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.rollout.response import make_response
 from sppo_megatron.rollout.sampling import SamplingParams, request_seed
-from sppo_megatron.rollout.server_client import RequestError, ServerClient, ServerError
-from sppo_megatron.rollout.server_pool import NoServerLeft, ServerPool
+from sppo_megatron.rollout.server_client import ServerClient
+from sppo_megatron.rollout.server_pool import ServerPool
+from sppo_megatron.servers.http_client import RequestError, ServerError
+from sppo_megatron.servers.pool import NoServerLeft
 from sppo_megatron.types import Group, Prompt, Response
 
 T = TypeVar("T")
@@ -190,7 +192,7 @@ def _check_log_probs(client: ServerClient, params: SamplingParams) -> None:
     if params.temperature == 1 and params.top_p == 1 and params.top_k == -1:
         return  # before and after are the same
     try:
-        cold, hot = (client.top_log_prob(temperature) for temperature in (0.5, 4.0))
+        cold, hot = (client.top_log_prob(temperature) for temperature in (0.5, 2.0))
     except (RequestError, ServerError) as error:
         raise ConfigError(f"the rollout server does not serve: {error}") from error
     if cold == hot:

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sppo_megatron.errors import TrainingError
-from sppo_megatron.rollout.server_client import RequestError, ServerClient, ServerError
+from sppo_megatron.rollout.server_client import ServerClient
 from sppo_megatron.rollout.server_pool import ServerPool
+from sppo_megatron.servers.http_client import RequestError, ServerError
 from sppo_megatron.weight_sync.fingerprint import Fingerprint, WeightCounter
 from sppo_megatron.weight_sync.version import check_version, find_difference
 

@@ -53,3 +53,8 @@ def test_train_step(tmp_path, ranks):
     assert [row["head"] for row in rows] == ["megatron", "ours, log-probs", "ours, sppo loss"]
     assert rows[1]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-5)
     assert rows[2]["loss"] == pytest.approx(rows[0]["loss"], rel=1e-5)
+    # 8 sequences: 16 tokens are fed, 13 predicted; a layer has 4h² + 9h² weights
+    h, tokens = 128, 8 * 16
+    forward = 2 * (26 * h * h * tokens + 4 * h * 8 * 16**2 / 2) + 2 * h * 512 * 8 * 13
+    for row in rows:
+        assert row["GFLOP/s"] * row["s/step"] == pytest.approx(3 * forward / ranks / 1e9)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -30,35 +26,6 @@ def uninterrupted(task: Path) -> Path:
     return output
 
 
-def kill_after(step: int, arguments: list[str], ranks: int, output: Path) -> None:
-    """SIGKILL to every process of the job once that optimizer step is logged."""
-    process = subprocess.Popen(
-        tiny_task.command(arguments, ranks),
-        env=tiny_task.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    metrics = output / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    try:
-        while not (metrics.exists() and any(line["step"] >= step for line in tiny_task.steps(output))):
-            assert time.monotonic() < deadline and process.poll() is None, "the run ended before it could be killed"
-            time.sleep(0.01)
-    finally:
-        for pid in _workers(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.wait(timeout=60)
-
-
-def _workers(launcher: int) -> list[int]:
-    """The launcher and its descendants (torchrun starts each rank in a session of its own)."""
-    import psutil
-
-    parent = psutil.Process(launcher)
-    return [child.pid for child in parent.children(recursive=True)] + [launcher]
-
-
 def final_weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "hf" / "model.safetensors")
 
@@ -67,7 +34,7 @@ def test_killed_inside_an_iteration(task: Path, uninterrupted: Path) -> None:
     """Step 5 is the second of three of the second iteration: the checkpoint of step 4 lies inside it."""
     output = task.parent / "killed"
     arguments = tiny_task.overrides(task, output, parallelism="tp2", **SAVE_EVERY)
-    kill_after(5, arguments, 2, output)
+    tiny_task.kill_after(5, arguments, 2, output)
     assert not (output / "hf").exists()
 
     done = tiny_task.run([*arguments, "checkpoint.load=latest"], ranks=2)

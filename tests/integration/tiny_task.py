@@ -7,10 +7,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
-TIMINGS = ("seconds_rollout", "seconds_reward", "seconds_log_probs", "seconds_train", "tokens_per_second")
+TIMINGS = (
+    "seconds_sync",
+    "seconds_rollout",
+    "seconds_reward",
+    "seconds_log_probs",
+    "seconds_train",
+    "tokens_per_second",
+    "rollout_tokens_per_second",
+)
 
 
 def demo_module():
@@ -74,6 +85,34 @@ def run(arguments: list[str], ranks: int = 1, timeout: float = 240, cwd: Path | 
         check=False,
         cwd=cwd,
     )
+
+
+def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
+    """Returns as soon as that optimizer step is logged."""
+    metrics = output / "metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while not (metrics.exists() and any(line["step"] >= step for line in steps(output))):
+        assert time.monotonic() < deadline and process.poll() is None, "the run ended before it got there"
+        time.sleep(0.01)
+
+
+def kill_after(step: int, arguments: list[str], ranks: int, output: Path) -> None:
+    """SIGKILL to every process of the job once that optimizer step is logged."""
+    process = subprocess.Popen(
+        command(arguments, ranks),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for_step(output, step, process)
+    finally:
+        # torchrun starts each rank in a session of its own
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait(timeout=60)
 
 
 def steps(output: Path) -> list[dict]:

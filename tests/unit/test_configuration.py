@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,15 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
     config.data.train_path, config.data.eval_path = prompts, None
     if group == "rollout" and option == "replay":
         config.rollout.path = prompts
+    if group == "rollout" and option == "vllm_server":
+        config.rollout.server.urls = ["http://127.0.0.1:8100"]
     if group == "reward" and option == "function":
         config.reward.function = "module:name"
     sizes = config.parallelism
     world = sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * sizes.context_parallel_size
-    check_config(config, world)
+    expert_tensor = sizes.expert_tensor_parallel_size or sizes.tensor_model_parallel_size
+    experts = expert_tensor * sizes.expert_model_parallel_size * sizes.pipeline_model_parallel_size
+    check_config(config, math.lcm(world, experts, config.rollout.vllm.tensor_parallel_size))
 
 
 def test_demo():

@@ -15,17 +15,37 @@ PACKAGE = "sppo_megatron"
 ROOT = Path(sppo_megatron.__file__).parent
 FLOORS = {
     **dict.fromkeys(("config", "types", "errors", "processes", "validation"), 0),
-    **dict.fromkeys(("parallel", "objective"), 1),
-    **dict.fromkeys(("rollout", "weight_sync", "reward", "data", "tracking"), 2),
+    **dict.fromkeys(("parallel", "objective", "fused_kernels"), 1),
+    **dict.fromkeys(("rollout", "weight_sync", "reward", "data", "tracking", "servers"), 2),
     **dict.fromkeys(("policy", "conversion"), 3),
-    **dict.fromkeys(("configuration", "trainer", "evaluation", "trainer_state", "preemption", "assembly"), 4),
+    **dict.fromkeys(
+        (
+            "configuration",
+            "inputs",
+            "engines",
+            "iteration",
+            "weight_probe",
+            "trainer",
+            "evaluation",
+            "trainer_state",
+            "preemption",
+            "assembly",
+        ),
+        4,
+    ),
+    "diagnosis": 4,
+    "planning": 4,
+    "reporting": 4,
     "train": 5,
     "commands": 5,
 }
 # What a room may import of the package besides itself, where that is less than its floor allows.
 ONLY: dict[str, set[str]] = {
-    **{room: set() for room in ("config", "types", "errors", "processes", "parallel", "objective")},
+    **{room: set() for room in ("config", "types", "errors", "processes", "parallel", "objective", "fused_kernels")},
     "validation": {"config", "errors"},
+    "servers": set(),
+    "reporting": set(),
+    "planning": {"config", "errors", "validation", "parallel", "conversion"},
 }
 # Third-party packages that only some rooms may import.
 ROOMS_OF = {

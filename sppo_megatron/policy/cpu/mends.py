@@ -5,12 +5,14 @@ Each mend says what goes wrong without it; `tests/distributed` fails when one is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16OptimizerWithFloat16Params, FP32Optimizer
 from megatron.core.tensor_parallel import mappings
 from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
@@ -20,6 +22,7 @@ def apply() -> None:
     FileSystemWriterAsync.preload_tensors = staticmethod(_snapshot_tensors)
     _initialize_state_before_load()
     _own_step_per_parameter()
+    _step_without_parameters()
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = _as_asked
     _uneven_shares()
 
@@ -98,3 +101,42 @@ def _own_step_per_parameter() -> None:
 
     DistributedOptimizer.load_state_dict = load_state_dict
     DistributedOptimizer._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
+
+
+def _step_without_parameters() -> None:
+    """torch's AdamW knows its step by a parameter's state. A pipeline stage without experts has none of theirs.
+
+    All optimizers of a chain have made the same steps, and `_synchronize_steps` comes before each use of them. What
+    rank 0 saves is what every rank loads.
+    """
+    state_dict = DistributedOptimizer.state_dict
+
+    def distributed_state_dict(self) -> Any:
+        if self.optimizer.state:
+            return state_dict(self)
+        self.optimizer.state["of the chain"] = {"step": torch.tensor(self.step_of_chain)}
+        try:
+            return state_dict(self)
+        finally:
+            self.optimizer.state.clear()
+
+    def synchronize_steps(self) -> None:
+        states = [state for chained in self.chained_optimizers for state in chained.optimizer.state.values()]
+        steps = [float(state["step"]) for state in states if "step" in state]
+        for chained in self.chained_optimizers:
+            chained.step_of_chain = steps[0] if steps else 0.0
+
+    DistributedOptimizer.state_dict = distributed_state_dict
+    ChainedOptimizer._synchronize_steps = synchronize_steps
+    for plain in (FP32Optimizer, Float16OptimizerWithFloat16Params):
+        plain.sharded_state_dict = _with_common_step(plain.sharded_state_dict)
+
+
+def _with_common_step(original: Callable) -> Callable:
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        if not self.optimizer.state:
+            result.get("optimizer", result)["state"]["common_step"] = torch.tensor(self.step_of_chain)
+        return result
+
+    return sharded_state_dict

@@ -49,14 +49,22 @@ CONFIGS = {
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[1]
     ),
+    "qwen2-moe-upper": lambda: Qwen2MoeConfig(
+        **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[0, 1]
+    ),
     "qwen3-moe": lambda: Qwen3MoeConfig(**_SHAPE, **_EXPERTS, num_experts=8, head_dim=12, norm_topk_prob=True),
 }
 
 
-def make_model(kind: str, folder: Path) -> Path:
-    """A random model with weights large enough that nothing is nearly linear, in Hugging Face format."""
+def make_model(kind: str, folder: Path, **sizes: int) -> Path:
+    """A random model with weights large enough that nothing is nearly linear, in Hugging Face format.
+
+    sizes: fields of its configuration that are to be others.
+    """
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+    config = CONFIGS[kind]()
+    config.update(sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

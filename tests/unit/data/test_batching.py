@@ -47,6 +47,7 @@ def layouts(draw):
         max_tokens=draw(st.one_of(st.none(), st.integers(1, 64))),
         cp_size=draw(st.sampled_from([1, 2, 4])),
         sequence_parallel_size=draw(st.sampled_from([1, 2])),
+        token_multiple=draw(st.sampled_from([1, 16])),
     )
 
 
@@ -150,7 +151,7 @@ def collate_on_all(units, layout: Layout, extra_rows: int = 0, extra_multiples: 
     b, s = micro_batch_shape(units, layout)
     shape = (b + (0 if layout.packed else extra_rows), s + extra_multiples * layout.sequence_multiple)
     given_shape = shape if extra_rows or extra_multiples else None
-    names = ("micro_batch_size", "max_tokens", "cp_size", "sequence_parallel_size")
+    names = ("micro_batch_size", "max_tokens", "cp_size", "sequence_parallel_size", "token_multiple")
     fixed = {name: getattr(layout, name) for name in names}
     batches = [collate(units, Layout(**fixed, cp_rank=rank), given_shape) for rank in range(layout.cp_size)]
     return batches, shape
@@ -249,7 +250,7 @@ def test_collate_at_the_edges(cp_size, sequence_parallel_size, max_tokens, lengt
 @FAST
 @given(units=unit_lists(), layout=layouts())
 def test_shape_is_the_smallest_that_fits(units, layout):
-    multiple = layout.sequence_parallel_size * (2 * layout.cp_size if layout.cp_size > 1 else 1)
+    multiple = layout.sequence_parallel_size * (2 * layout.cp_size if layout.cp_size > 1 else 1) * layout.token_multiple
     per_sample = 2 * layout.cp_size if layout.cp_size > 1 else 1
     lengths = [len(x.prompt_token_ids) + len(x.response_token_ids) - 1 for unit in units for x in unit]
     padded = [-(-max(1, length) // per_sample) * per_sample for length in lengths]
@@ -278,3 +279,18 @@ def test_to_the_same_device_is_the_batch_itself():
     moved = batch.to(torch.device("meta"))
     assert moved.tokens.device.type == moved.lengths.device.type == "meta"
     assert moved.cu_seqlens is None and moved.max_seqlen == batch.max_seqlen
+
+
+@pytest.mark.parametrize("max_tokens", [None, 50])
+@pytest.mark.parametrize(("cp_size", "sequence_parallel_size"), [(1, 1), (2, 1), (1, 4), (2, 2)])
+def test_each_rank_holds_whole_blocks_of_tokens(max_tokens, cp_size, sequence_parallel_size):
+    """FP8's products take multiples of 128 tokens, and a rank multiplies its own share of the sequence."""
+    units = [(make_sample(i, 7, 9 + i),) for i in range(3)]
+    layout = Layout(3, max_tokens, cp_size, 0, sequence_parallel_size, token_multiple=128)
+    _, s = micro_batch_shape(units, layout)
+    assert s % (cp_size * sequence_parallel_size * 128) == 0
+    batch = collate(units, layout)
+    assert batch.tokens.shape[1] * cp_size == s
+    assert len(batch.labels) <= sum(len(unit[0].response_token_ids) for unit in units)
+    if max_tokens is not None:
+        assert batch.cu_seqlens[-1] == s and batch.padding[0, -1]

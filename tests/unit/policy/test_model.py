@@ -1,0 +1,28 @@
+"""Model chunks where weight gradients are fused by Transformer Engine and apex isn't there."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from sppo_megatron.config import Config
+from sppo_megatron.fused_kernels import has_apex_weight_gradient
+from sppo_megatron.policy.model import build_chunks, unwrap
+from tests.tiny_policy import tiny_policy
+
+from megatron.core.tensor_parallel import ColumnParallelLinear  # isort: skip
+
+
+@pytest.mark.skipif(has_apex_weight_gradient(), reason="about machines without apex")
+def test_the_output_layer_is_built_without_apex():
+    run = Config()
+    run.precision.dtype = "fp32"
+    with tiny_policy(run, num_hidden_layers=1) as policy:
+        config = copy.copy(policy.config)
+        config.gradient_accumulation_fusion = True
+        (chunk,) = build_chunks(policy.architecture, config, policy.padded_vocab_size, policy.groups)
+        # whoever calls it, unlike our head, gets its gradient by autograd
+        assert not unwrap(chunk).output_layer.gradient_accumulation_fusion
+        with pytest.raises(RuntimeError, match="fused_weight_gradient_mlp_cuda"):
+            ColumnParallelLinear(8, 8, config=config, init_method=lambda w: None, tp_group=policy.groups.tp)
