@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{options.host} is not loopback: whoever reaches these ports can replace the model's weights")
     signal.signal(signal.SIGTERM, _interrupt)
     ports = [options.port + index for index in range(options.num_servers)]
-    servers = [subprocess.Popen(command(options, port), env=environment(options, i)) for i, port in enumerate(ports)]
+    servers = [
+        # vLLM talks on standard error: standard output is for what the trainer needs.
+        subprocess.Popen(command(options, port), env=environment(options, index), stdout=sys.stderr)
+        for index, port in enumerate(ports)
+    ]
     try:
         return _serve(options, console, ports, servers)
     except KeyboardInterrupt:
