@@ -43,9 +43,9 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	$(PIP) --no-deps --target .triton --upgrade --requirement requirements/triton-interpreter.txt
 	touch $@
 
-# The whole CPU suite.
+# The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
 test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Unit tests only, without the kernels in Triton's interpreter.
 fast: $(VENV)/.setup-test
