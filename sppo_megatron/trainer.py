@@ -87,7 +87,9 @@ class Trainer:
     def run(self) -> None:
         """Trains to the end. Raises Preempted, after saving, where the job was told to stop."""
         iteration = self._resume()
-        self._push()
+        pushed = self._push()
+        if iteration is None:
+            self.state.iteration_metrics = pushed
         if self.resumed_from is None:
             self.state.evaluation_before = self._evaluate()
         while self.state.iteration < self.config.train.iterations:
@@ -101,8 +103,7 @@ class Trainer:
                     self._save(iteration)
             self.state.iteration += 1
             self.state.minibatch = 0
-            self.state.iteration_metrics = {}
-            self._push()
+            self.state.iteration_metrics = self._push()
             if self._is_evaluation():
                 self._evaluate()
             if iteration.minibatches and self._is_save_step():
@@ -156,15 +157,16 @@ class Trainer:
     def _next_prompts(self) -> list[Prompt]:
         return [] if self.prompts is None else self.prompts.next()
 
-    def _push(self) -> None:
-        """Gives the engine the new weights; what is logged of it belongs to the rollouts that follow."""
+    def _push(self) -> dict[str, float]:
+        """Gives the engine the new weights. The metrics returned belong to the rollouts that follow."""
         if self.ahead is not None:
             self.ahead.finish()
         started = time.perf_counter()
         num_bytes = self.weight_sync.push(self.policy.export_weights(), self.state.step)
-        self.state.iteration_metrics |= {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
+        metrics = {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
         if self.probe is not None:
-            self.state.iteration_metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
+            metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
+        return metrics
 
     def _train_step(self, units: list[Unit], iteration: Iteration) -> None:
         started = time.perf_counter()

@@ -17,6 +17,7 @@ COLUMNS = (
     ("reward_mean", "reward", ".3f"),
     ("loss", "loss", ".4g"),
     ("log_ratio_abs_max", "|log-ratio|", ".3g"),
+    ("mismatch_mean", "mismatch", ".1g"),
     ("tokens_per_second", "tokens/s", ",.0f"),
 )
 
