@@ -18,23 +18,10 @@ from transformers import AutoModelForCausalLM
 from tests.distributed.conversion import models
 from tests.distributed.conversion.cases import CASES, DENSE, MIXTURES, Case
 from tests.distributed.conversion.tokens import tokens
+from tests.distributed.torchrun import ROOT, run_once
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 MODELS = DENSE + MIXTURES
-
-
-def execute(arguments: list[str], timeout: int = 600) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -98,25 +85,24 @@ def commands(folder: Path) -> dict[str, list]:
     """Of each command line: exit code, standard output, standard error."""
     todo = folder / "commands.json"
     todo.write_text(json.dumps(command_lines(folder)))
-    return json.loads(execute([str(HERE / "commands.py"), str(todo)]).splitlines()[-1])
+    done = subprocess.run(
+        [sys.executable, str(HERE / "commands.py"), str(todo)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def output_of(folder: Path, commands) -> Callable[[Case], Path]:
     """The folder of a case; all cases of a world size run when the first is asked for."""
 
-    @cache
-    def run(world_size: int) -> str | None:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        try:
-            execute([*torchrun, str(HERE / "worker.py"), str(folder)])
-        except AssertionError as error:
-            return str(error)
-        return None
-
     def of(case: Case) -> Path:
-        problem = run(case.world_size)
-        assert problem is None, problem
+        run_once(HERE / "worker.py", folder, case.world_size)
         return folder / "out" / case.name
 
     return of

@@ -6,10 +6,6 @@ Online runs of one iteration through the real command's code, one torchrun for a
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.layouts import models
+from tests.distributed.torchrun import run_once
 from tests.integration import tiny_task
 
-ROOT = Path(__file__).parents[3]
-WORKER = ROOT / "tests" / "distributed" / "layouts" / "worker.py"
+WORKER = Path(__file__).parents[1] / "layouts" / "worker.py"
 
 TP, PP, VPP, CP = (
     "parallelism.tensor_model_parallel_size",
@@ -72,24 +68,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def groups_of(folder: Path):
     """The first iteration's groups of a layout; all layouts of a world size run when the first is asked for."""
 
-    @cache
-    def run(world_size: int) -> None:
-        runs = [(name, overrides(name, folder)) for name, (size, _, _) in LAYOUTS.items() if size == world_size]
-        todo = folder / f"runs-{world_size}.json"
-        todo.write_text(json.dumps(runs))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        done = subprocess.run(
-            [*command, str(WORKER), str(todo)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-
     def of(name: str) -> list[dict]:
-        run(LAYOUTS[name][0])
+        world_size = LAYOUTS[name][0]
+        todo = folder / f"runs-{world_size}.json"
+        runs = [(other, overrides(other, folder)) for other, (size, _, _) in LAYOUTS.items() if size == world_size]
+        todo.write_text(json.dumps(runs))
+        run_once(WORKER, todo, world_size)
         lines = (folder / "out" / name / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 

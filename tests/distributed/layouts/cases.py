@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.distributed.layouts.reference import Settings
 
@@ -16,6 +17,7 @@ UNFUSED = {"train.fused_loss": "off"}  # log-probs, then the loss
 FEW_LOGITS = {"train.logits_budget_mib": 0.002}  # 13 tokens: groups of sequences, and some too long to be kept
 PLAIN_ADAM = {"optimizer.use_distributed_optimizer": "false"}
 OVERLAPPED = {"parallelism.overlap_grad_reduce": "true", "parallelism.overlap_param_gather": "true"}
+RECOMPUTED = {"model.recompute_granularity": "full"}
 
 PLAIN = Settings()
 LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
@@ -36,13 +38,46 @@ class Case:
     model: str = "qwen2-tied"
     settings: Settings = PLAIN
 
+    def arguments(self, folder: Path) -> list[str]:
+        """The command's, for a replay of folder/rollouts.jsonl by the model folder/MODEL into folder/out/NAME."""
+        s = self.settings
+        values = {
+            "model.hf_path": folder / self.model,
+            "model.make_vocab_size_divisible_by": 4,
+            "precision.dtype": "fp32",
+            "rollout.engine": "replay",
+            "rollout.path": folder / "rollouts.jsonl",
+            "rollout.temperature": s.temperature,
+            "model.moe_aux_loss_coeff": s.aux_loss_coeff,
+            "objective.eta": s.eta,
+            "objective.baseline": s.baseline,
+            "objective.loss_agg_mode": "seq-mean-token-mean" if s.length_weight else "seq-mean-token-sum",
+            "objective.loss_scale": "kimi" if s.kimi_scale else "sppo",
+            "train.iterations": s.iterations,
+            "train.prompts_per_iteration": s.groups_per_iteration,
+            "train.epochs_per_iteration": s.epochs,
+            "train.minibatch_size": s.minibatch_size,
+            "train.shuffle": "false",
+            "optimizer.lr": s.lr,
+            "optimizer.min_lr": s.lr / 10 if s.lr_decay else 0.0,
+            "optimizer.lr_warmup_steps": s.lr_warmup_steps,
+            "optimizer.lr_decay_style": "linear" if s.lr_decay else "constant",
+            "optimizer.weight_decay": s.weight_decay,
+            "optimizer.adam_eps": s.adam_eps,
+            "optimizer.clip_grad": s.clip_grad,
+            "logger.tensorboard": "false",
+            "logger.progress": "false",
+            "output_dir": folder / "out" / self.name,
+        }
+        return [f"{key}={value}" for key, value in (values | self.overrides).items()]
+
 
 CASES = [
     Case("one-process", 1),
     Case("one-process-rows-4", 1, {ROWS: 4}),
     Case("one-process-packed", 1, {PACKED: 48}),
     Case("one-process-plain-adam", 1, PLAIN_ADAM),
-    Case("one-process-full-recompute", 1, {"model.recompute_granularity": "full", ROWS: 3}),
+    Case("one-process-full-recompute", 1, {ROWS: 3, **RECOMPUTED}),
     Case("one-process-length-weighted", 1, {ROWS: 2}, settings=LENGTH_WEIGHTED),
     Case("one-process-schedule", 1, {ROWS: 4}, settings=SCHEDULE),
     Case("one-process-kimi", 1, {PACKED: 64}, settings=KIMI),
@@ -110,6 +145,7 @@ CASES = [
     Case("pp2-ep2-qwen2-moe-packed", 4, {PP: 2, EP: 2, PACKED: 48}, "qwen2-moe"),
     Case("one-process-balanced", 1, WHOLE, "qwen3-moe", BALANCED),
     Case("one-process-balanced-packed", 1, {PACKED: 400}, "qwen2-moe", BALANCED),
+    Case("one-process-balanced-recomputed", 1, {**WHOLE, **RECOMPUTED}, "qwen3-moe", BALANCED),
     Case("tp2-sp-balanced", 2, {TP: 2, SP: "true", **WHOLE}, "qwen3-moe", BALANCED),
     Case("ep2-balanced-with-empty-micro-batches", 2, {EP: 2, ROWS: 1}, "qwen3-moe", BALANCED_EACH),
     Case("cp2-balanced", 2, {CP: 2, PACKED: 400}, "qwen3-moe", BALANCED),

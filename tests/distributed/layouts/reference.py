@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Settings:
 class Result:
     losses: list[float]
     grad_norms: list[float]
+    aux_losses: list[float]  # means over layers and micro-batches
     start: dict[str, torch.Tensor]
     final: dict[str, torch.Tensor]
 
@@ -62,7 +64,7 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
         eps=settings.adam_eps,
     )
     groups = [json.loads(line) for line in rollout_file.read_text().splitlines()]
-    losses, norms = [], []
+    losses, norms, aux_losses = [], [], []
     total_steps = (
         sum(
             -(
@@ -88,14 +90,15 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
                 loss.backward()
                 if settings.aux_loss_coeff:
                     fed = [(prompt + response)[:-1] for prompt, response, _ in sequences[begin : chosen.stop]]
-                    micro_batches = [[ids] for ids in fed] if settings.aux_of_each else [fed]
+                    micro_batches = [[ids] for ids in fed if ids] if settings.aux_of_each else [fed]
                     count = -(-len(fed) // 2) * 2 if settings.aux_of_each else 1  # the ranks make equally many
-                    total = torch.stack([_imbalance(model, batch) for batch in micro_batches]).sum()
-                    (settings.aux_loss_coeff * total / count).backward()
+                    of_layers = sum(_imbalance(model, batch) for batch in micro_batches) / count
+                    (settings.aux_loss_coeff * of_layers.sum()).backward()
+                    aux_losses.append(of_layers.mean().item())
                 norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)))
                 optimizer.step()
                 losses.append(loss.item())
-    return Result(losses, norms, start, model.state_dict())
+    return Result(losses, norms, aux_losses, start, model.state_dict())
 
 
 def _learning_rate(step: int, total_steps: int, settings: Settings) -> float:
@@ -140,13 +143,11 @@ def _loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:
 
 
 def _imbalance(model: torch.nn.Module, sequences: list[list[int]]) -> torch.Tensor:
-    """Σ over layers of E Σ_e f_e P_e: the share of choices of expert e and its mean probability over all tokens."""
+    """Of each layer E Σ_e f_e P_e: the share of choices of expert e and its mean probability over all tokens.
+
+    In transformers' definition the f_e of a layer sum to the number of choices of a token.
+    """
     of_sequences = [model(torch.tensor([ids]), output_router_logits=True).router_logits for ids in sequences if ids]
-    total = torch.zeros((), requires_grad=True)
-    for of_layer in zip(*of_sequences, strict=True):
-        probabilities = torch.cat(of_layer).softmax(-1)
-        experts = probabilities.shape[1]
-        chosen = probabilities.topk(model.config.num_experts_per_tok).indices
-        share = torch.bincount(chosen.flatten(), minlength=experts) / chosen.numel()
-        total = total + experts * (share * probabilities.mean(0)).sum()
-    return total
+    choices = model.config.num_experts_per_tok
+    layers = [torch.cat(of_layer) for of_layer in zip(*of_sequences, strict=True)]
+    return torch.stack([load_balancing_loss_func((x,), x.shape[1], choices) / choices for x in layers])

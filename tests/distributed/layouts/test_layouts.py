@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.distributed.layouts import models, reference
 from tests.distributed.layouts.cases import CASES, Case
+from tests.distributed.torchrun import ROOT, run_once
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
 
 TOLERANCE = 3e-4  # relative, fp32
 
@@ -40,60 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outputs(folder: Path):
     """The output folder of a case; all cases of a world size run when the first is asked for."""
 
-    @cache
-    def run(world_size: int) -> None:
-        runs = [(case.name, overrides(case, folder)) for case in CASES if case.world_size == world_size]
-        todo = folder / f"runs-{world_size}.json"
-        todo.write_text(json.dumps(runs))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world_size)]
-        done = subprocess.run(
-            [*command, str(HERE / "worker.py"), str(todo)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-
     def of(case: Case) -> Path:
-        run(case.world_size)
+        todo = folder / f"runs-{case.world_size}.json"
+        runs = [(other.name, other.arguments(folder)) for other in CASES if other.world_size == case.world_size]
+        todo.write_text(json.dumps(runs))
+        run_once(HERE / "worker.py", todo, case.world_size)
         return folder / "out" / case.name
 
     return of
-
-
-def overrides(case: Case, folder: Path) -> list[str]:
-    s = case.settings
-    values = {
-        "model.hf_path": folder / case.model,
-        "model.make_vocab_size_divisible_by": 4,
-        "precision.dtype": "fp32",
-        "rollout.engine": "replay",
-        "rollout.path": folder / "rollouts.jsonl",
-        "rollout.temperature": s.temperature,
-        "model.moe_aux_loss_coeff": s.aux_loss_coeff,
-        "objective.eta": s.eta,
-        "objective.baseline": s.baseline,
-        "objective.loss_agg_mode": "seq-mean-token-mean" if s.length_weight else "seq-mean-token-sum",
-        "objective.loss_scale": "kimi" if s.kimi_scale else "sppo",
-        "train.iterations": s.iterations,
-        "train.prompts_per_iteration": s.groups_per_iteration,
-        "train.epochs_per_iteration": s.epochs,
-        "train.minibatch_size": s.minibatch_size,
-        "train.shuffle": "false",
-        "optimizer.lr": s.lr,
-        "optimizer.min_lr": s.lr / 10 if s.lr_decay else 0.0,
-        "optimizer.lr_warmup_steps": s.lr_warmup_steps,
-        "optimizer.lr_decay_style": "linear" if s.lr_decay else "constant",
-        "optimizer.weight_decay": s.weight_decay,
-        "optimizer.adam_eps": s.adam_eps,
-        "optimizer.clip_grad": s.clip_grad,
-        "logger.tensorboard": "false",
-        "logger.progress": "false",
-        "output_dir": folder / "out" / case.name,
-    }
-    return [f"{key}={value}" for key, value in (values | case.overrides).items()]
 
 
 @cache
@@ -109,6 +63,8 @@ def test_equals_plain_definition(case: Case, folder: Path, outputs) -> None:
     assert [line["step"] for line in lines] == list(range(1, len(want.losses) + 1))
     assert [line["loss"] for line in lines] == pytest.approx(want.losses, rel=TOLERANCE)
     assert [line["grad_norm"] for line in lines] == pytest.approx(want.grad_norms, rel=TOLERANCE)
+    found = [line["moe_aux_loss"] for line in lines if "moe_aux_loss" in line]
+    assert found == pytest.approx(want.aux_losses, rel=TOLERANCE)
 
     model, info = AutoModelForCausalLM.from_pretrained(output / "hf", dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()), info

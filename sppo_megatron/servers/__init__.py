@@ -1,0 +1,1 @@
+"""HTTP servers that share work, whatever they serve."""

@@ -1,0 +1,35 @@
+"""One torchrun for many cases: what starting processes costs is paid once, and a failure is not launched again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_once(worker: Path, argument: Path, ranks: int) -> None:
+    """Runs `worker argument` on `ranks` processes at the first call; fails at every call where that run has failed."""
+    failure = _launch(worker, argument, ranks)
+    assert failure is None, failure
+
+
+@cache
+def _launch(worker: Path, argument: Path, ranks: int) -> str | None:
+    """What the run said where it failed: a cached function forgets exceptions."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    try:
+        done = subprocess.run(
+            [*command, str(worker), str(argument)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return str(error)
+    return None if done.returncode == 0 else done.stdout[-2000:] + done.stderr[-6000:]
