@@ -53,7 +53,7 @@ class VllmServerEngine:
         self._background: _Background | None = None
 
     def check_servers(self) -> None:
-        """Raises ConfigError where no server answers, or one's log-probs are not those of the sampled distribution."""
+        """Raises ConfigError where no server answers, and where one can't take weights or reports other log-probs."""
 
         def check() -> None:
             healthy = [client for client in self._pool.clients if client.is_healthy()]
@@ -62,6 +62,7 @@ class VllmServerEngine:
                 raise ConfigError(f"no rollout server answers at {urls}: start them with `serve_rollouts --model ...`")
             self._pool.set_alive([client.url for client in healthy])
             for client in healthy:
+                _check_weight_receiver(client)
                 _check_log_probs(client, self._params)
 
         self._on_first_rank(check)
@@ -185,6 +186,17 @@ def _keep(path: Path, groups: dict[int, Group]) -> str:
     placed = [(Prompt(place, group.prompt.token_ids), group.responses) for place, group in sorted(groups.items())]
     write_groups(path, [Group(prompt, responses) for prompt, responses in placed])
     return f" and are kept in {path}"
+
+
+def _check_weight_receiver(client: ServerClient) -> None:
+    """Raises ConfigError where the server's workers know nothing of the trainer's weights."""
+    try:
+        client.post("/collective_rpc", {"method": "sppo_report"})
+    except (RequestError, ServerError) as error:
+        raise ConfigError(
+            f"{client.url} can't take the trainer's weights ({error}): start it with `serve_rollouts`, which gives "
+            "vLLM our worker extension and its control endpoints"
+        ) from error
 
 
 def _check_log_probs(client: ServerClient, params: SamplingParams) -> None:
