@@ -49,10 +49,10 @@ class ParallelismConfig:
 
 @dataclass
 class PrecisionConfig:
-    """dtype: fp32 | bf16 | fp16, of parameters and activations. fp16 has a dynamic loss scale from initial_loss_scale on.
+    """dtype: fp32 | bf16 | fp16, of parameters and activations; fp16 has a dynamic loss scale from initial_loss_scale.
 
-    fp8: null | hybrid (gradients in e5m2) | e4m3: the layers' matrix products, by Transformer Engine. LM head, embedding
-    and log-probs stay in dtype and fp32. fp8_recipe: delayed | tensorwise | blockwise | mxfp8.
+    fp8: null | hybrid (gradients in e5m2) | e4m3: the layers' matrix products, by Transformer Engine. LM head,
+    embedding and log-probs stay in dtype and fp32. fp8_recipe: delayed | tensorwise | blockwise | mxfp8.
     fp8_param: weights are stored and gathered in FP8, too; the optimizer keeps them in fp32.
     fp8_margin, fp8_amax_history_len, fp8_amax_compute_algo (most_recent | max): of the delayed recipe alone.
     first_last_layers_bf16: the first num_layers_at_start_in_bf16 and the last num_layers_at_end_in_bf16 layers stay so.
@@ -132,7 +132,7 @@ class JudgeConfig:
 class RewardModelConfig:
     """A Hugging Face sequence classifier with one output (reward.kind=reward_model | pairwise_model), on every rank.
 
-    path: local folder or hub id. dtype: fp32 | bf16 | fp16. max_length: tokens; what is longer isn't scored, null = all.
+    path: local folder or hub id. dtype: fp32 | bf16 | fp16. max_length: tokens; longer ones aren't scored, null = all.
     template: the pairwise model's text, a file with {prompt}, {first} and {second}; null = a built-in one.
     """
 

@@ -9,3 +9,12 @@ class ConfigError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that can't go on, the same on every rank; the message says why and how to continue."""
+
+
+class LostRankError(RuntimeError):
+    """This rank waited for another in vain; the message names the one at fault. speaks: whether it is for this rank
+    to say so, one of each host."""
+
+    def __init__(self, message: str, speaks: bool = True):
+        super().__init__(message)
+        self.speaks = speaks

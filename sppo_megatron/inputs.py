@@ -14,7 +14,8 @@ from sppo_megatron.conversion.hf_model import open_weights
 from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.reward.scorer import RewardScorer
+from sppo_megatron.reward.build import build_scorer
+from sppo_megatron.reward.share import Scorer
 from sppo_megatron.rollout.replay import ReplayEngine
 from sppo_megatron.rollout.vllm_replica import check_vllm_installed
 from sppo_megatron.types import Prompt
@@ -33,7 +34,7 @@ class Inputs:
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
     replay: ReplayEngine | None
-    scorer: RewardScorer
+    scorer: Scorer
     tensors: HFTensors
 
     @property
@@ -57,7 +58,7 @@ def read_inputs(config: Config) -> Inputs:
     check_layout(config.parallelism, **architecture.layout_sizes())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-    scorer = RewardScorer(config.reward, decode)
+    scorer = build_scorer(config.reward, decode)
     replay = None
     if config.rollout.engine == "replay":
         assert config.rollout.path is not None
@@ -76,7 +77,7 @@ def read_inputs(config: Config) -> Inputs:
     )
 
 
-def _prompts(path: str | None, config: Config, tokenizer: Any | None, scorer: RewardScorer) -> list[Prompt]:
+def _prompts(path: str | None, config: Config, tokenizer: Any | None, scorer: Scorer) -> list[Prompt]:
     if path is None:
         return []
     if tokenizer is None:

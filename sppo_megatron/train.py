@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppo_megatron.config import Config
 from sppo_megatron.configuration import compose_config, config_folder
-from sppo_megatron.errors import ConfigError, TrainingError
+from sppo_megatron.errors import ConfigError, LostRankError, TrainingError
 from sppo_megatron.validation import check_config
 
 EXIT_TRAINING_ERROR = 1
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(f"configuration error: {error}", rank, EXIT_CONFIG_ERROR)
     except TrainingError as error:
         return _report(f"training stopped: {error}", rank, EXIT_TRAINING_ERROR)
+    except LostRankError as error:
+        return _report(f"training stopped: {error}", 0 if error.speaks else 1, EXIT_TRAINING_ERROR)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -57,13 +59,16 @@ def run(config: Config, composed: DictConfig) -> int:
     """Builds the parts, trains, exports the policy; returns the exit code.
 
     Raises, the same on every rank, ConfigError for what only reading the data and the model can tell, and
-    TrainingError where the run can't go on.
+    TrainingError where the run can't go on; LostRankError where another rank is lost.
     """
     from sppo_megatron import assembly
+    from sppo_megatron.policy.initialize import joined_job
+    from sppo_megatron.policy.roll_call import roll_call
     from sppo_megatron.preemption import Preempted
 
     started = time.perf_counter()
-    with assembly.job(config, composed) as parts:
+    timeout = config.parallelism.distributed_timeout_minutes
+    with joined_job(timeout), roll_call(), assembly.job(config, composed) as parts:
         trainer = assembly.build_trainer(config, composed, parts)
         try:
             with trainer.display:
@@ -72,6 +77,9 @@ def run(config: Config, composed: DictConfig) -> int:
         except Preempted as stop:
             logging.getLogger(__name__).warning("%s", stop)
             return EXIT_PREEMPTED
+        except Exception as error:
+            error.add_note(f"after optimizer step {trainer.state.step}")
+            raise
         finally:
             assembly.close(trainer, parts)
         if trainer.is_main:
@@ -91,9 +99,9 @@ def check_output_dir(config: Config) -> None:
 def set_up_logging(rank: int) -> None:
     """Rank 0 speaks; the others speak up only for errors. Third-party chatter is left out."""
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(levelname)s %(message)s")
-    for name in ("megatron", "httpx", "transformers", "torch.distributed", "filelock"):
+    for name in ("megatron", "httpx", "transformers", "torch.distributed", "filelock", "vllm", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(megatron|torch)\..*")
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|vllm)\..*")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

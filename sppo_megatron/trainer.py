@@ -122,6 +122,7 @@ class Trainer:
         generated = time.perf_counter()
         if self.scorer is not None:
             groups = score_over_ranks(self.scorer, groups)
+            self.state.iteration_metrics |= self.scorer.metrics
         scored = time.perf_counter()
         iteration = start_iteration(groups, self.state.iteration, self.config)
         old_log_probs, entropy = self.policy.compute_log_probs(iteration.samples)

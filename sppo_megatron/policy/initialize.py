@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -38,6 +39,18 @@ def initialize_distributed(timeout_minutes: int) -> None:
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     store = attempt_store(store, rank, world_size, timeout)
     dist.init_process_group(_backend(), store=store, rank=rank, world_size=world_size, timeout=timeout)
+
+
+@contextlib.contextmanager
+def joined_job(timeout_minutes: int) -> Iterator[None]:
+    """The default process group stands within, and ends with it unless it stood before."""
+    owns_group = not dist.is_initialized()
+    initialize_distributed(timeout_minutes)
+    try:
+        yield
+    finally:
+        if owns_group and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _backend() -> str:

@@ -13,17 +13,22 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from sppo_megatron.errors import LostRankError
+
 
 def attempt_store(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:
     """`store` under a prefix that rank 0 has chosen afresh and every rank has confirmed.
 
     A rank announces a token of its own, so an answer to that token can only come from a living rank 0. Raises
-    RuntimeError, naming the ranks that are missing, after `timeout`.
+    LostRankError, naming the ranks that are missing, after `timeout`.
     """
     token = uuid.uuid4().hex
     if rank > 0:
         store.set(f"attempt/token/{rank}", token)
-        prefix = store.get(f"attempt/answer/{token}").decode()
+        try:
+            prefix = store.get(f"attempt/answer/{token}").decode()
+        except dist.DistError as error:
+            raise LostRankError(f"rank {rank}: no answer from rank 0 within {timeout} ({error})") from error
         store.set(f"attempt/confirmed/{prefix}/{rank}", "yes")
         return dist.PrefixStore(prefix, store)
     missing = set(range(1, world_size))
@@ -36,6 +41,6 @@ def attempt_store(store: dist.Store, rank: int, world_size: int, timeout: timede
                 theirs = store.get(f"attempt/token/{other}").decode()
                 store.set(f"attempt/answer/{theirs}", token)
         if time.monotonic() > deadline:
-            raise RuntimeError(f"ranks {sorted(missing)} did not join the job within {timeout}")
+            raise LostRankError(f"ranks {sorted(missing)} did not join the job within {timeout}")
         time.sleep(0.01)
     return dist.PrefixStore(token, store)

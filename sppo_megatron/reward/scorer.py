@@ -1,14 +1,14 @@
-"""Scores groups of responses: every response gets a reward, whatever the reward function does."""
+"""Scores responses one by one: each gets a reward, whatever the reward function does."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.reward.function import load_function
+from sppo_megatron.reward.text import Decode, texts_of
 from sppo_megatron.reward.verifiers import VERIFIERS, check_math_verify
 from sppo_megatron.reward.worker import describe
 from sppo_megatron.reward.worker_pool import Call, Outcome, WorkerPool
@@ -28,10 +28,11 @@ class RewardScorer:
     math-verify.
     """
 
-    def __init__(self, config: RewardConfig, decode: Callable[[np.ndarray], str] | None = None) -> None:
+    def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
         _check(config)
         self.config = config
         self.decode = decode
+        self.metrics: dict[str, float] = {}
         self._pool = WorkerPool(config) if config.kind in ISOLATED_KINDS else None
 
     @property
@@ -70,17 +71,8 @@ class RewardScorer:
         self.close()
 
     def _calls(self, group: Group) -> list[Call]:
-        prompt = self._text(group.prompt.text, group.prompt.token_ids)
-        return [
-            (prompt, self._text(response.text, response.token_ids), group.prompt.answer) for response in group.responses
-        ]
-
-    def _text(self, text: str | None, token_ids: np.ndarray) -> str:
-        if text is not None:
-            return text
-        if self.decode is None:
-            raise ValueError("cannot score a prompt or response without text: no tokenizer to decode its tokens with")
-        return self.decode(token_ids)
+        prompt, texts = texts_of(group, self.decode)
+        return [(prompt, text, group.prompt.answer) for text in texts]
 
     def _call_inline(self, call: Call) -> Outcome:
         try:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from sppo_megatron.servers.http_client import HttpClient, RequestError, ServerError
+from sppo_megatron.servers.http_client import HttpClient, ServerError
 
 logger = logging.getLogger(__name__)
 Client = TypeVar("Client", bound=HttpClient)
@@ -54,7 +54,7 @@ class Pool(Generic[Client]):
     def run(self, jobs: Sequence[Job], call: Callable[[Client, Job], Answer]) -> list[Answer]:
         """call(server, job) of each job, on whichever server is free; the answers in the jobs' order.
 
-        Raises NoServerLeft, with what is finished, where no server is alive, and RequestError as `call` does.
+        Raises NoServerLeft, with what is finished, where no server is alive, and what else `call` raises.
         """
         run = _Run(jobs, call, self._retries, self._backoff_s)
         threads = [
@@ -83,7 +83,7 @@ class _Run(Generic[Client, Job, Answer]):
     ) -> None:
         self.answers: dict[int, Answer] = {}
         self.dead: dict[str, str] = {}  # url -> why
-        self.refused: RequestError | None = None
+        self.refused: Exception | None = None
         self._jobs = jobs
         self._call = call
         self._retries = retries
@@ -102,7 +102,7 @@ class _Run(Generic[Client, Job, Answer]):
                     self.dead.setdefault(client.url, str(error))
                     self._changed.notify_all()
                 return
-            except RequestError as error:
+            except Exception as error:  # refused, or a mistake in `call`; a thread that just ended would stop the rest
                 with self._changed:
                     self.refused = error
                     self._changed.notify_all()

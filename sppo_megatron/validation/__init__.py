@@ -8,6 +8,7 @@ from sppo_megatron.validation.optimizer import check_optimizer, check_overlap
 from sppo_megatron.validation.parallelism import check_layout, check_processes, find_process_problems
 from sppo_megatron.validation.precision import check_precision
 from sppo_megatron.validation.report import raise_problems
+from sppo_megatron.validation.reward import check_reward
 from sppo_megatron.validation.rollout import check_engine_processes, check_rollout
 from sppo_megatron.validation.values import PAIRWISE_KINDS, check_values
 
@@ -21,6 +22,7 @@ def check_config(config: Config, world_size: int) -> None:
             *check_values(config),
             *check_objective(config),
             *check_rollout(config),
+            *check_reward(config),
             *check_engine_processes(config, world_size),
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),

@@ -9,6 +9,10 @@ from sppo_megatron.config import Config
 
 # Kinds of objective.pairwise_loss that a group of samples has all the inputs for.
 PAIRWISE_KINDS = ("sppo", "sppo_single", "sppo_hard", "dpo", "ipo", "rebel")
+# Rewards of one response, and preferences between two; a mixture is of the former.
+SCALAR_KINDS = ("exact_match", "numeric", "character_share", "math_verify", "function", "reward_model")
+PREFERENCE_KINDS = ("judge", "pairwise_model")
+REWARD_KINDS = (*SCALAR_KINDS, *PREFERENCE_KINDS, "mixture")
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.init": ("hf", "random"),
@@ -26,7 +30,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "objective.loss_scale": ("sppo", "kimi"),
     "objective.pairwise": (None, *PAIRWISE_KINDS),
     "objective.importance_weight": (None, "sequence", "token"),
-    "reward.kind": ("exact_match", "numeric", "character_share", "math_verify", "function"),
+    "reward.kind": REWARD_KINDS,
+    "reward.model.dtype": ("fp32", "bf16", "fp16"),
     "rollout.engine": ("megatron", "vllm", "vllm_server", "replay"),
     "rollout.ahead": (0, 1),
     "rollout.mismatch.action": ("warn", "importance_weight", "drop", "stop"),
@@ -47,6 +52,10 @@ _AT_LEAST_ONE = (
     "parallelism.distributed_timeout_minutes",
     "precision.fp8_amax_history_len",
     "reward.num_workers",
+    "reward.judge.concurrency",
+    "reward.judge.max_tokens",
+    "reward.model.batch_size",
+    "reward.model.max_length",
     "rollout.num_samples_per_prompt",
     "rollout.max_response_length",
     "rollout.batch_size",
@@ -75,6 +84,7 @@ _POSITIVE = (
     "objective.target_clip",
     "objective.beta",
     "reward.timeout_s",
+    "reward.judge.timeout_s",
     "rollout.vllm.gpu_memory_utilization",
     "rollout.server.timeout_s",
     "rollout.server.bucket_mib",
@@ -95,6 +105,8 @@ _NOT_NEGATIVE = (
     "eval.interval",
     "eval.temperature",
     "rollout.seed",
+    "reward.judge.retries",
+    "reward.judge.backoff_s",
     "rollout.server.retries",
     "rollout.server.backoff_s",
     "train.seed",

@@ -27,6 +27,7 @@ RUN = {
     "train.iterations": int(os.environ.get("SPPO_KILL_ITERATIONS", "24")),
     "optimizer.lr": 2e-4,
 }
+SECONDS = 1800  # a whole run may take, and 240 a start until its first step
 TP2 = {"parallelism": "tp2"}
 PP2 = {"parallelism.pipeline_model_parallel_size": 2}
 
@@ -39,7 +40,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(task: Path) -> Path:
     output = task.parent / "uninterrupted"
-    done = tiny_task.run(tiny_task.overrides(task, output, **RUN, **TP2), ranks=2)
+    done = tiny_task.run(tiny_task.overrides(task, output, **RUN, **TP2), ranks=2, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     return output
 
@@ -67,7 +68,7 @@ def start_and_kill(arguments: list[str], output: Path, chance: random.Random) ->
         stderr=subprocess.DEVNULL,
     )
     known = last_step(output)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while last_step(output) <= known and process.poll() is None:
         assert time.monotonic() < deadline, "no progress after a resume"
         time.sleep(0.02)
@@ -100,7 +101,7 @@ def kill_until_done(task: Path, output: Path, layouts: list[dict], kills: int, s
         saved = max((int(p.name[5:]) for p in (output / "checkpoints").glob("step_????????")), default=0)
         lost += step - saved
     arguments = tiny_task.overrides(task, output, **RUN, **layouts[len(survived) % len(layouts)])
-    done = tiny_task.run([*arguments, "checkpoint.load=latest"], ranks=2)
+    done = tiny_task.run([*arguments, "checkpoint.load=latest"], ranks=2, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     print(f"\nkills survived: {len(survived)} ({', '.join(survived)}); steps lost and done again: {lost}")
     assert survived, "the run was never killed"
@@ -118,10 +119,14 @@ def test_same_layout_ends_bitwise_the_same(task: Path, uninterrupted: Path) -> N
 
 @pytest.mark.skipif("SPPO_KILLS" not in os.environ, reason="long: make test-kills")
 def test_alternating_layouts_end_the_same(task: Path, uninterrupted: Path) -> None:
-    """On stored rollouts, since in online runs a layout's rounding may turn one sampled token into another."""
+    """On stored rollouts, since in online runs a layout's rounding may turn one sampled token into another.
+
+    With asynchronous saves: a writer may be cut off, too.
+    """
     replay = {"rollout.engine": "replay", "rollout.path": uninterrupted / "rollouts", "optimizer.adam_eps": 1e-5}
+    replay |= {"checkpoint.async_save": "true"}
     reference = task.parent / "replayed"
-    done = tiny_task.run(tiny_task.overrides(task, reference, **RUN, **replay))
+    done = tiny_task.run(tiny_task.overrides(task, reference, **RUN, **replay), timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     output = task.parent / "killed-alternating"
     kill_until_done(task, output, [TP2 | replay, PP2 | replay], max(2, KILLS // 2), seed=2)

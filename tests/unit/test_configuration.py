@@ -40,6 +40,16 @@ def test_there_are_files():
     assert {str(path.parent) for path in FILES} >= {"objective", "parallelism", "precision", "reward", "rollout"}
 
 
+def complete_reward(config):
+    """What a kind needs besides its file."""
+    config.reward.function = "module:name" if config.reward.kind == "function" else None
+    config.reward.judge.urls = ["http://127.0.0.1:8000"]
+    config.reward.model.path = "somewhere"
+    config.reward.mixture = [{"kind": "numeric", "weight": 1.0}] if config.reward.kind == "mixture" else []
+    if config.reward.kind in ("judge", "pairwise_model"):
+        config.objective.reward = "win_rate"
+
+
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
     group, option = file.parent.name, file.stem
@@ -56,8 +66,8 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
         config.rollout.path = prompts
     if group == "rollout" and option == "vllm_server":
         config.rollout.server.urls = ["http://127.0.0.1:8100"]
-    if group == "reward" and option == "function":
-        config.reward.function = "module:name"
+    if group == "reward":
+        complete_reward(config)
     sizes = config.parallelism
     world = sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * sizes.context_parallel_size
     expert_tensor = sizes.expert_tensor_parallel_size or sizes.tensor_model_parallel_size

@@ -101,3 +101,11 @@ def test_servers_come_back():
 
 def test_nothing_to_do():
     assert make_pool().run([], lambda client, job: job) == []
+
+
+def test_a_mistake_in_the_call_is_raised_and_stops_nobody():
+    def call(client, job):
+        return {0: "fine"}[job]
+
+    with pytest.raises(KeyError):
+        make_pool().run([0, 1, 0], call)

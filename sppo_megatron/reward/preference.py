@@ -1,0 +1,47 @@
+"""From answers about ordered pairs to a group's preference matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from sppo_megatron.objective import win_rates
+from sppo_megatron.types import Group
+
+Pair = tuple[int, int]  # places of the first and of the second response in their group
+
+
+def ordered_pairs(texts: Sequence[str]) -> list[Pair]:
+    """Both orders of every two responses that differ. Equal ones are a tie, which needs no answer."""
+    places = range(len(texts))
+    return [(i, j) for i in places for j in places if texts[i] != texts[j]]
+
+
+def preference_matrix(num_responses: int, first_wins: Mapping[Pair, float]) -> np.ndarray:
+    """P_ij = (p_ij + 1 − p_ji) / 2, float64 [K, K], where p_ij = P(first wins) with i shown first and j second.
+
+    A judge's leaning to one place cancels. A pair is ½ unless both of its orders are there; so is the diagonal.
+    """
+    matrix = np.full((num_responses, num_responses), 0.5)
+    for (i, j), p in first_wins.items():
+        if i < j and (j, i) in first_wins:
+            matrix[i, j] = (p + 1.0 - first_wins[j, i]) / 2.0
+            matrix[j, i] = 1.0 - matrix[i, j]
+    return matrix
+
+
+def set_preference(group: Group, first_wins: Mapping[Pair, float], failures: Mapping[Pair, str]) -> None:
+    """Sets the group's preference; each response's reward becomes its win rate in the group, itself counted as ½.
+
+    failures: why a pair has no answer. It is an error of both of its responses, and the pair a tie.
+    Raises ValueError where an answer is no probability.
+    """
+    group.preference = preference_matrix(len(group.responses), first_wins)
+    rates = win_rates(torch.from_numpy(group.preference)[None])[0].tolist() if group.responses else []
+    for place, (response, rate) in enumerate(zip(group.responses, rates, strict=True)):
+        errors = [
+            f"no preference between responses {i} and {j}: {why}" for (i, j), why in failures.items() if place in (i, j)
+        ]
+        response.reward, response.correct, response.error = rate, None, errors[0] if errors else None

