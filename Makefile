@@ -45,7 +45,7 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 
 # The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
 test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Unit tests only, without the kernels in Triton's interpreter.
 fast: $(VENV)/.setup-test
