@@ -81,7 +81,9 @@ class ObjectiveConfig:
 
     reward: reward | win_rate. baseline: constant (½) | mean | loo_mean | log_partition | loo_log_partition.
     loss_agg_mode: the seed's three names; sequence_weight gives them their clear names (none | length | max_length).
-    pairwise: null for the regression family, else a kind of `objective.pairwise_loss`.
+    pairwise: null for the regression family, else a kind of `objective.pairwise_loss`. beta is for dpo, spin and ipo;
+    for inpo, eta is the paper's (an inverse step size) and ref_coef its τ/η in [0, 1], the share of the pull towards
+    the policy that the run started from; above 0 its weights are kept on the host.
     target_clip: bound on |δ| in nats. importance_weight: null | sequence | token, truncated at importance_cap.
     length_reward_weight: weight of Kimi's length reward, added to the reward.
     """
@@ -96,10 +98,17 @@ class ObjectiveConfig:
     loss_scale: str = "sppo"
     pairwise: str | None = None
     beta: float | None = None
+    ref_coef: float = 0.0
     target_clip: float | None = None
     importance_weight: str | None = None
     importance_cap: float = 2.0
     length_reward_weight: float = 0.0
+
+    def sequences_of_group(self, num_responses: int) -> int:
+        """How many sequences a group of so many responses gives to an epoch, at most: pairs are two."""
+        if self.pairwise is None:
+            return num_responses
+        return 2 * num_responses if self.pairwise == "spin" else 2
 
 
 @dataclass
@@ -145,10 +154,15 @@ class RewardModelConfig:
 
 @dataclass
 class RewardConfig:
-    """kind: exact_match | numeric | character_share | math_verify | function (then function = "module:name") |
-    reward_model | judge | pairwise_model (the last two give preferences: objective.reward=win_rate) | mixture.
+    """kind: exact_match | numeric | character_share | math_verify | function | reward_model | mixture, and, as
+    preferences for objective.reward=win_rate: judge | pairwise_model | pairwise_function. none: every reward is 0,
+    for objective.pairwise=spin.
 
-    A reward that raises, or takes longer than timeout_s seconds, costs its own response `default` and an error record.
+    function: "module:name" for the kinds function, f(prompt, response, answer), and pairwise_function, f(prompt, first,
+    second, answer) -> probability in [0, 1] that the first wins.
+
+    A reward that raises, or takes longer than timeout_s seconds, costs its own response `default` and an error record;
+    a preference that fails leaves its pair a tie.
     mixture: [{kind: ..., weight: ..., function: ...}, ...], whose weighted rewards are added.
     """
 
@@ -298,16 +312,24 @@ class OptimizerConfig:
 
 @dataclass
 class DataConfig:
-    """Prompts are JSONL, one object a line: prompt_key holds text or chat messages, answer_key the ground truth.
+    """Of each record, prompt_key holds text or chat messages, answer_key the ground truth.
 
+    train_path, eval_path: a JSONL file, a Parquet file or a folder of them, a folder saved by Hugging Face `datasets`,
+    or a hub id (org/name or org/name:configuration). train_split, eval_split: which split of those that have several;
+    null = train and test.
     apply_chat_template: text becomes one user message, and the tokenizer's template is applied.
     max_prompt_length: tokens; longer prompts are dropped and counted.
+    response_key: holds a human's response, as text (objective.pairwise=spin); one of more than
+    rollout.max_response_length tokens is dropped with its prompt, and counted.
     """
 
     train_path: str | None = None
     eval_path: str | None = None
+    train_split: str | None = None
+    eval_split: str | None = None
     prompt_key: str = "prompt"
     answer_key: str = "answer"
+    response_key: str | None = None
     apply_chat_template: bool = False
     max_prompt_length: int | None = None
 

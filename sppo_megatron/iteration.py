@@ -10,7 +10,8 @@ import numpy as np
 
 from sppo_megatron.config import Config
 from sppo_megatron.data.batching import Sample, Unit
-from sppo_megatron.data.samples import build_samples, build_units, minibatches, set_old_log_probs
+from sppo_megatron.data.pairs import build_units
+from sppo_megatron.data.samples import build_samples, minibatches, set_old_log_probs
 from sppo_megatron.objective import degenerate_group_sums, finalize_diagnostics
 from sppo_megatron.reward.targets import Targets, build_targets
 from sppo_megatron.rollout.mismatch_gate import MismatchGate
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Iteration:
-    """index: from 0. samples: the responses of all groups, in order. last_line: what the last step logged."""
+    """index: from 0. last_line: what the last step logged.
+
+    samples: the responses of all groups, in order; for SPIN, the human responses after them.
+    """
 
     index: int
     groups: list[Group]
@@ -39,10 +43,10 @@ def start_iteration(groups: list[Group], index: int, config: Config) -> Iteratio
 
 
 def freeze(iteration: Iteration, old_log_probs: Sequence[np.ndarray], config: Config) -> None:
-    """log π_t of every response, before any update: float32 nats, one array for each sample."""
+    """log π_t of every sample, before any update: float32 nats, one array for each."""
     set_old_log_probs(iteration.samples, old_log_probs, config.objective)
     responses = [response for group in iteration.groups for response in group.responses]
-    for response, log_probs in zip(responses, old_log_probs, strict=True):
+    for response, log_probs in zip(responses, old_log_probs[: len(responses)], strict=True):
         response.old_log_probs = log_probs
 
 
@@ -53,9 +57,7 @@ def cut_minibatches(iteration: Iteration, gate: MismatchGate, config: Config, ve
     A pure function of frozen rollouts, so a resumed run has the same ones. Raises TrainingError where the gate stops.
     """
     dropped, metrics = gate.check(iteration.samples, iteration.index, version)
-    units = build_units(
-        iteration.samples, iteration.groups, iteration.targets, pairwise=config.objective.pairwise is not None
-    )
+    units = build_units(iteration.samples, iteration.groups, iteration.targets, config.objective)
     units = [unit for unit in units if not any(sample.index in dropped for sample in unit)]
     if not units:
         logger.warning("iteration %d has nothing to train on", iteration.index)
@@ -70,7 +72,17 @@ def cut_minibatches(iteration: Iteration, gate: MismatchGate, config: Config, ve
     targets = iteration.targets
     degenerate = finalize_diagnostics(degenerate_group_sums(targets.values, targets.group_ids), {})
     responses = [response for group in iteration.groups for response in group.responses]
+    if config.objective.pairwise is not None:
+        metrics |= _means_over_responses(targets)
     return metrics | {
         "degenerate_group_share": degenerate["degenerate_group_share"],
         "reward_errors": float(sum(response.error is not None for response in responses)),
     }
+
+
+def _means_over_responses(targets: Targets) -> dict[str, float]:
+    """What a step's pairs can't tell: they are the best and the worst responses, or not sampled at all."""
+    means = {"reward_mean": float(targets.rewards.double().mean())}
+    if targets.win_rates is not None:
+        means["win_rate_mean"] = float(targets.win_rates.double().mean())
+    return means

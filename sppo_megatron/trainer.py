@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,10 +16,12 @@ from sppo_megatron.config import Config
 from sppo_megatron.data.batching import Sample, Unit
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
+from sppo_megatron.data.samples import set_ref_log_ratios
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.evaluation import Evaluator
 from sppo_megatron.iteration import Iteration, cut_minibatches, freeze, start_iteration
 from sppo_megatron.preemption import Preempted, PreemptionGuard
+from sppo_megatron.reward.preference import nothing_answered
 from sppo_megatron.reward.share import Scorer, score_over_ranks
 from sppo_megatron.rollout.ahead import RolloutsAhead
 from sppo_megatron.rollout.mismatch_gate import MismatchGate
@@ -61,7 +63,10 @@ class Checkpointer(Protocol):
 
 @dataclass
 class Trainer:
-    """Built of parts; `run` is the whole algorithm. prompts is None where the engine brings its own (replay)."""
+    """Built of parts; `run` is the whole algorithm. prompts is None where the engine brings its own (replay).
+
+    reference: log π_ref of samples, like Policy.compute_log_probs; None where the objective has no π_ref.
+    """
 
     config: Config
     policy: Policy
@@ -80,6 +85,7 @@ class Trainer:
     resumed_from: Path | None = None
     preemption: PreemptionGuard | None = None
     fp8_probe: Callable[[Sequence[Sample], Sequence[np.ndarray]], dict[str, float]] | None = None
+    reference: Callable[[Sequence[Sample]], list[np.ndarray]] | None = None
     probe: WeightProbe | None = None
     ahead: RolloutsAhead | None = None
     saved_step: int = -1
@@ -122,11 +128,14 @@ class Trainer:
         generated = time.perf_counter()
         if self.scorer is not None:
             groups = score_over_ranks(self.scorer, groups)
+            if nothing_answered(self.scorer.metrics):
+                self._stop_unanswered(groups)
             self.state.iteration_metrics |= self.scorer.metrics
         scored = time.perf_counter()
         iteration = start_iteration(groups, self.state.iteration, self.config)
         old_log_probs, entropy = self.policy.compute_log_probs(iteration.samples)
         freeze(iteration, old_log_probs, self.config)
+        self.state.iteration_metrics |= self._refer(iteration)
         if self.fp8_probe is not None:
             self.state.iteration_metrics |= self.fp8_probe(iteration.samples, old_log_probs)
         if self.is_main:
@@ -141,6 +150,11 @@ class Trainer:
         }
         self.state.iteration_metrics |= cut_minibatches(iteration, self.gate, self.config, self.state.step)
         return iteration
+
+    def _refer(self, iteration: Iteration) -> dict[str, float]:
+        if self.reference is None:
+            return {}
+        return set_ref_log_ratios(iteration.samples, self.reference(iteration.samples))
 
     def _generate(self) -> list[Group]:
         """The iteration's groups. Where the engine works ahead, it begins with those of the next one."""
@@ -178,7 +192,8 @@ class Trainer:
         self.state.step += 1
         self.state.minibatch += 1
         tokens = sum(sample.num_tokens for unit in units for sample in unit)
-        line = {"step": self.state.step, "iteration": self.state.iteration, **self.state.iteration_metrics, **metrics}
+        # What is known of the whole iteration goes before what a step saw of it.
+        line = {"step": self.state.step, "iteration": self.state.iteration, **metrics, **self.state.iteration_metrics}
         line |= {"seconds_train": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
         self.tracker.log(line)
         iteration.last_line = line
@@ -233,6 +248,25 @@ class Trainer:
             self.checkpointer.finalize()
             raise Preempted(self.state.step)
 
+    def _stop_unanswered(self, groups: list[Group]) -> NoReturn:
+        """Ties alone would be trained on in silence. Saves the iteration as one whose groups are still to be scored.
+
+        Groups that were generated ahead are saved again as such; others are generated again, the same.
+        """
+        drawn = len(groups)
+        if self.ahead is not None:
+            drawn = len(self.ahead.finish() or ())
+            self.ahead.restore(groups)
+        if self.prompts is not None:
+            self.prompts.load_state_dict({"position": self.prompts.position - drawn})
+        self._save(None)
+        self.checkpointer.finalize()
+        why = next(response.error for group in groups for response in group.responses if response.error is not None)
+        raise TrainingError(
+            f"the reward answered none of the questions of iteration {self.state.iteration}, so there is nothing to "
+            f"learn from: {why}; mend the reward and continue with checkpoint.load=latest, which begins there"
+        )
+
     def _resume(self) -> Iteration | None:
         """Takes up a checkpoint; inside an iteration, with its rollouts and its frozen π_t."""
         if self.resumed_from is None:
@@ -245,8 +279,8 @@ class Trainer:
             self.ahead.restore(self.state.read_ahead(self.resumed_from))
         if not self.state.has_rollouts:
             return None
-        groups, old_log_probs = self.state.read_groups(self.resumed_from)
-        iteration = start_iteration(groups, self.state.iteration, self.config)
-        freeze(iteration, old_log_probs, self.config)
+        iteration = start_iteration(self.state.read_groups(self.resumed_from), self.state.iteration, self.config)
+        freeze(iteration, self.state.read_old_log_probs(self.resumed_from, iteration.samples), self.config)
+        self._refer(iteration)
         cut_minibatches(iteration, self.gate, self.config, self.state.step - self.state.minibatch)
         return iteration

@@ -65,8 +65,11 @@ class TrainerState:
         """The groups that were generated ahead."""
         return read_groups(folder / _AHEAD)
 
-    def read_groups(self, folder: Path) -> tuple[list[Group], list[np.ndarray]]:
-        """The groups of the interrupted iteration and, response by response, their log π_t (float32, nats)."""
-        groups = read_groups(folder / _ROLLOUTS)
-        lengths = [len(response.token_ids) for group in groups for response in group.responses]
-        return groups, np.split(np.load(folder / _OLD_LOG_PROBS), np.cumsum(lengths)[:-1])
+    def read_groups(self, folder: Path) -> list[Group]:
+        """The groups of the interrupted iteration."""
+        return read_groups(folder / _ROLLOUTS)
+
+    def read_old_log_probs(self, folder: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """log π_t of each sample of the interrupted iteration (float32, nats)."""
+        lengths = [len(sample.response_token_ids) for sample in samples]
+        return np.split(np.load(folder / _OLD_LOG_PROBS), np.cumsum(lengths)[:-1])

@@ -17,12 +17,14 @@ class Prompt:
 
     index: position in the data set.
     token_ids: int32 [prompt_length], what the model is fed (chat template already applied).
+    human_token_ids: int32 [response_length], a human's response with its end token (SPIN's winner), None without one.
     """
 
     index: int
     token_ids: np.ndarray
     text: str | None = None
     answer: str | None = None
+    human_token_ids: np.ndarray | None = None
 
 
 @dataclass(slots=True, eq=False)

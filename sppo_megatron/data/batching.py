@@ -23,7 +23,8 @@ class Sample:
 
     index: position in the iteration's flat order of responses. prompt_token_ids, response_token_ids: int32.
     target: δ in nats. weight: multiplies the squared residual. old_log_probs: float32 [response_length] in nats, None
-    before π_t was evaluated. The rest is for the pairwise family and for diagnostics.
+    before π_t was evaluated. ref_log_ratio: log π_t − log π_ref of the whole response, nats. is_human: not sampled, a
+    human's response. The rest is for the pairwise family and for diagnostics.
     """
 
     index: int
@@ -39,6 +40,8 @@ class Sample:
     rollout_log_probs: np.ndarray | None = None
     importance_weight: float = 1.0
     policy_version: int | None = None
+    ref_log_ratio: float = 0.0
+    is_human: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +121,7 @@ class MicroBatch:
     preference: Tensor
     truncated: Tensor
     importance_weight: Tensor
+    ref_log_ratio: Tensor
     rollout_log_ratio: Tensor | None
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -241,7 +245,16 @@ def collate(units: Sequence[Unit], layout: Layout, shape: tuple[int, int] | None
     )
 
 
-_PER_SEQUENCE = ("target", "weight", "reward", "win_rate", "preference", "truncated", "importance_weight")
+_PER_SEQUENCE = (
+    "target",
+    "weight",
+    "reward",
+    "win_rate",
+    "preference",
+    "truncated",
+    "importance_weight",
+    "ref_log_ratio",
+)
 
 
 def _segment_boundaries(samples: Sequence[Sample], layout: Layout, total: int) -> np.ndarray:

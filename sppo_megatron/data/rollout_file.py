@@ -1,7 +1,8 @@
 """The rollout file: JSONL, one group a line; what a run writes and what a replay reads.
 
 A line is
-    {"prompt_token_ids": [..], "prompt": "..", "answer": "..", "prompt_index": 3, "responses": [
+    {"prompt_token_ids": [..], "prompt": "..", "answer": "..", "prompt_index": 3, "human_token_ids": [..],
+     "responses": [
       {"token_ids": [..], "text": "..", "rollout_log_probs": [..], "finish_reason": "stop", "reward": 0.5,
        "policy_version": 12, "old_log_probs": [..], "correct": true, "error": ".."}], "preference": [[..]]}
 Only prompt_token_ids and responses with their token_ids are required. Unknown fields are ignored. Log-probs are written
@@ -35,17 +36,22 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             for number, group in enumerate(groups, start=1):
-                record = _to_record(group)
                 try:
-                    _to_group(record, index=0)
+                    file.write(group_line(group))
                 except ValueError as error:
                     raise ValueError(f"cannot write {path}: group {number}: {error}") from None
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def group_line(group: Group) -> str:
+    """The group's line with its end. Raises ValueError if it breaks one of `read_groups`' rules."""
+    record = _to_record(group)
+    _to_group(record, index=0)
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def read_groups(path: str | Path, start: int = 0, stop: int | None = None) -> list[Group]:
@@ -57,15 +63,16 @@ def read_groups(path: str | Path, start: int = 0, stop: int | None = None) -> li
     prompt_token_ids, ids that are not integers in [0, 2³¹), log-probs that are not finite or not one per token, a
     preference that is not a finite K×K matrix, a reward that is not a finite number. A response may have no tokens.
     """
-    return list(_parsed(path, start, stop))
+    return list(iterate_groups(path, start, stop))
 
 
 def count_responses(path: str | Path) -> list[int]:
     """The number of responses of each group. Checks the file as `read_groups` does, one group in memory at a time."""
-    return [len(group.responses) for group in _parsed(path, 0, None)]
+    return [len(group.responses) for group in iterate_groups(path)]
 
 
-def _parsed(path: str | Path, start: int, stop: int | None) -> Iterator[Group]:
+def iterate_groups(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Group]:
+    """As `read_groups`, one group in memory at a time."""
     index = 0
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
@@ -96,6 +103,8 @@ def _to_record(group: Group) -> dict[str, Any]:
     prompt = group.prompt
     record: dict[str, Any] = {"prompt_token_ids": prompt.token_ids.tolist()}
     record |= _given(prompt=prompt.text, answer=prompt.answer, prompt_index=prompt.index)
+    if prompt.human_token_ids is not None:
+        record["human_token_ids"] = prompt.human_token_ids.tolist()
     record["responses"] = [_response_to_record(response) for response in group.responses]
     if group.preference is not None:
         record["preference"] = group.preference.tolist()
@@ -136,6 +145,7 @@ def _to_group(record: dict[str, Any], index: int) -> Group:
         token_ids=token_ids,
         text=_typed(record, "prompt", str),
         answer=_answer(record),
+        human_token_ids=_human_token_ids(record),
     )
     responses = []
     for number, response in enumerate(stored, start=1):
@@ -179,6 +189,11 @@ def _typed(record: dict[str, Any], key: str, kind: type, default: Any = None) ->
 def _answer(record: dict[str, Any]) -> str | None:
     answer = record.get("answer")
     return str(answer) if _is_number(answer) else _typed(record, "answer", str)
+
+
+def _human_token_ids(record: dict[str, Any]) -> np.ndarray | None:
+    values = record.get("human_token_ids")
+    return None if values is None else _token_ids(values, "human_token_ids")
 
 
 def _is_number(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""From scored groups to what is trained: samples with targets and weights, units, mini-batches."""
+"""From scored groups to what is trained: samples with targets and weights, and mini-batches of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from sppo_megatron.types import Group
 def build_samples(
     groups: Sequence[Group], targets: Targets, objective: ObjectiveConfig, max_response_length: int
 ) -> list[Sample]:
-    """One sample per response, in the groups' order. max_response_length: tokens, for sequence_weight=max_length."""
+    """One sample per response, in the groups' order; for SPIN, the prompts' human responses after all of them.
+
+    max_response_length: tokens, for sequence_weight=max_length. Raises ValueError naming the group whose prompt lacks a
+    human response that is needed.
+    """
     mode = objective.sequence_weight or objective.loss_agg_mode
     weights = sequence_weights(targets.lengths, mode, max_length=max_response_length)
     win_rates = targets.win_rates if targets.win_rates is not None else torch.full_like(targets.rewards, 0.5)
@@ -39,6 +43,20 @@ def build_samples(
                     policy_version=response.policy_version,
                 )
             )
+    return samples + _human_samples(groups, first=len(samples)) if objective.pairwise == "spin" else samples
+
+
+def _human_samples(groups: Sequence[Group], first: int) -> list[Sample]:
+    """One for each group. first: the index of the first one."""
+    samples = []
+    for place, group in enumerate(groups):
+        ids = group.prompt.human_token_ids
+        if ids is None:
+            raise ValueError(
+                f"group {place} (prompt {group.prompt.index}) has no human response, which objective.pairwise=spin "
+                "trains towards: set data.response_key, or give human_token_ids in the rollout file"
+            )
+        samples.append(Sample(first + place, group.prompt.token_ids, ids, is_human=True))
     return samples
 
 
@@ -51,7 +69,7 @@ def set_old_log_probs(
     """
     for sample, log_probs in zip(samples, old_log_probs, strict=True):
         sample.old_log_probs = log_probs
-        if objective.importance_weight is not None:
+        if objective.importance_weight is not None and not sample.is_human:
             weight_by_importance(sample, objective.importance_weight, objective.importance_cap)
 
 
@@ -74,27 +92,17 @@ def weight_by_importance(sample: Sample, level: str, cap: float) -> None:
     sample.weight *= sample.importance_weight
 
 
-def build_units(samples: Sequence[Sample], groups: Sequence[Group], targets: Targets, pairwise: bool) -> list[Unit]:
-    """What a mini-batch is made of: single responses, or (winner, loser) pairs, the best and the worst of each group.
+def set_ref_log_ratios(samples: Sequence[Sample], ref_log_probs: Sequence[np.ndarray]) -> dict[str, float]:
+    """Sets log π_t − log π_ref of every sample, whose old_log_probs are there.
 
-    Best and worst are by win rate, or by reward where there are no win rates. A group without a spread has no pair.
+    ref_log_probs: float32 [response_length] nats of each. Returns kl_ref: the mean over sampled responses in nats, an
+    estimate of KL(π_t‖π_ref).
     """
-    if not pairwise:
-        return [(sample,) for sample in samples]
-    values = targets.values.tolist()
-    units: list[Unit] = []
-    start = 0
-    for group in groups:
-        places = range(start, start + len(group.responses))
-        start = places.stop
-        winner, loser = max(places, key=values.__getitem__), min(places, key=values.__getitem__)
-        if values[winner] > values[loser]:
-            i, j = winner - places.start, loser - places.start
-            gap = targets.rewards[winner] - targets.rewards[loser]
-            preference = group.preference[i][j] if group.preference is not None else torch.sigmoid(gap)
-            samples[winner].preference = float(preference)
-            units.append((samples[winner], samples[loser]))
-    return units
+    for sample, log_probs in zip(samples, ref_log_probs, strict=True):
+        assert sample.old_log_probs is not None
+        sample.ref_log_ratio = float(np.sum(sample.old_log_probs.astype(np.float64) - log_probs.astype(np.float64)))
+    ratios = [sample.ref_log_ratio for sample in samples if sample.is_valid and not sample.is_human]
+    return {"kl_ref": float(np.mean(ratios))} if ratios else {}
 
 
 def minibatches(

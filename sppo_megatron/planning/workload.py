@@ -38,7 +38,7 @@ class Workload:
             config.rollout.max_response_length,
         )
         prompts = config.train.prompts_per_iteration or _FALLBACK_PROMPTS
-        sequences = prompts * (2 if config.objective.pairwise else config.rollout.num_samples_per_prompt)
+        sequences = prompts * config.objective.sequences_of_group(config.rollout.num_samples_per_prompt)
         budget, length = config.train.max_tokens_per_micro_batch, prompt + response
         rows = 1 if budget else config.train.micro_batch_size
         return cls(

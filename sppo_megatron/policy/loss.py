@@ -55,8 +55,11 @@ def build_loss(objective: ObjectiveConfig) -> Loss:
             preference=batch.preference[0::2],
             reward_w=batch.reward[0::2],
             reward_l=batch.reward[1::2],
+            ref_log_ratio_w=batch.ref_log_ratio[0::2],
+            ref_log_ratio_l=batch.ref_log_ratio[1::2],
+            ref_coef=objective.ref_coef,
             valid=valid[0::2] & valid[1::2],
-            weight=batch.weight[0::2],
+            weight=batch.weight[0::2] * batch.weight[1::2],  # two draws: importance weights multiply
             validate=False,
         )
 

@@ -60,15 +60,10 @@ class ReplayEngine:
         file, start, stop = self._place(iteration)
         return read_groups(self.files[file], start, stop)
 
-    def responses_in(self, iteration: int) -> int:
-        """The number of responses of this iteration, over all its groups."""
+    def responses_of_groups(self, iteration: int) -> list[int]:
+        """The number of responses of each group of this iteration."""
         file, start, stop = self._place(iteration)
-        return sum(self._responses_of_groups[file][start:stop])
-
-    def groups_in(self, iteration: int) -> int:
-        """The number of groups of this iteration."""
-        file, start, stop = self._place(iteration)
-        return len(self._responses_of_groups[file][start:stop])
+        return self._responses_of_groups[file][start:stop]
 
     def generate(self, prompts: list[Prompt], iteration: int) -> list[Group]:
         """`groups(iteration)`; the prompts are ignored, the stored groups bring their own."""

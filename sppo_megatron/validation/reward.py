@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sppo_megatron.config import Config
+from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.validation.values import PREFERENCE_KINDS, SCALAR_KINDS
 
 _SAYS_WHAT_IS_CORRECT = ("exact_match", "numeric", "character_share", "math_verify", "function", "mixture")
@@ -16,13 +16,14 @@ _ENTRY_KEYS = {"kind", "weight", "function"}
 
 def check_reward(config: Config) -> Iterator[str]:
     reward, objective = config.reward, config.objective
-    if reward.kind == "judge":
-        yield from _check_urls(reward.judge.urls)
+    yield from check_scorer(reward)
     if reward.kind in PREFERENCE_KINDS and objective.reward != "win_rate":
         yield (
             f"reward.kind={reward.kind} gives preferences between responses: set objective.reward=win_rate, "
             "as objective=sppo_win_rate does"
         )
+    if reward.kind == "none" and objective.pairwise != "spin":
+        yield "reward.kind=none is for objective.pairwise=spin, whose winners are given: choose a reward"
     k, generates = config.rollout.num_samples_per_prompt, config.rollout.engine != "replay"
     if reward.kind in PREFERENCE_KINDS and generates and k < 2:
         yield f"reward.kind={reward.kind} compares responses: rollout.num_samples_per_prompt={k} must be at least 2"
@@ -31,6 +32,12 @@ def check_reward(config: Config) -> Iterator[str]:
             f"objective.length_reward_weight={objective.length_reward_weight:g} needs to know which responses are "
             f"correct, and reward.kind={reward.kind} doesn't say: set it to 0"
         )
+
+
+def check_scorer(reward: RewardConfig) -> Iterator[str]:
+    """What can be said of the reward alone."""
+    if reward.kind == "judge":
+        yield from _check_urls(reward.judge.urls)
     kinds = [reward.kind, *(entry.get("kind") for entry in reward.mixture)]
     if ("reward_model" in kinds or "pairwise_model" in kinds) and reward.model.path is None:
         yield "a reward model needs reward.model.path: a local folder or hub id in Hugging Face format"

@@ -7,12 +7,11 @@ from typing import Any
 
 from sppo_megatron.config import Config
 
-# Kinds of objective.pairwise_loss that a group of samples has all the inputs for.
-PAIRWISE_KINDS = ("sppo", "sppo_single", "sppo_hard", "dpo", "ipo", "rebel")
+PAIRWISE_KINDS = ("sppo", "sppo_single", "sppo_hard", "dpo", "spin", "ipo", "rebel", "inpo")  # of pairwise_loss
 # Rewards of one response, and preferences between two; a mixture is of the former.
 SCALAR_KINDS = ("exact_match", "numeric", "character_share", "math_verify", "function", "reward_model")
-PREFERENCE_KINDS = ("judge", "pairwise_model")
-REWARD_KINDS = (*SCALAR_KINDS, *PREFERENCE_KINDS, "mixture")
+PREFERENCE_KINDS = ("judge", "pairwise_model", "pairwise_function")
+REWARD_KINDS = (*SCALAR_KINDS, *PREFERENCE_KINDS, "mixture", "none")
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "model.init": ("hf", "random"),

@@ -61,7 +61,7 @@ def test_an_interrupted_iteration(tmp_path, lengths):
     state.write(tmp_path, groups, samples)
     read = TrainerState.read(tmp_path)
     assert read == state
-    back, old_log_probs = read.read_groups(tmp_path)
+    back, old_log_probs = read.read_groups(tmp_path), read.read_old_log_probs(tmp_path, samples)
 
     assert len(old_log_probs) == len(samples)
     for sample, values in zip(samples, old_log_probs, strict=True):
@@ -86,9 +86,9 @@ def test_an_interrupted_iteration(tmp_path, lengths):
 def test_log_probs_can_be_changed_after_reading(tmp_path):
     groups, samples = make_iteration([[3, 2]])
     TrainerState(has_rollouts=True).write(tmp_path, groups, samples)
-    _, old_log_probs = TrainerState(has_rollouts=True).read_groups(tmp_path)
+    old_log_probs = TrainerState(has_rollouts=True).read_old_log_probs(tmp_path, samples)
     old_log_probs[0][0] = -5.0
-    assert TrainerState(has_rollouts=True).read_groups(tmp_path)[1][0][0] != -5.0
+    assert TrainerState(has_rollouts=True).read_old_log_probs(tmp_path, samples)[0][0] != -5.0
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"stepp": 3}', "[1]"])

@@ -23,6 +23,19 @@ PLAIN = Settings()
 LENGTH_WEIGHTED = Settings(length_weight=True, baseline="mean", epochs=2, minibatch_size=6)
 SCHEDULE = Settings(lr_warmup_steps=2, lr_decay=True, minibatch_size=4)
 KIMI = Settings(kimi_scale=True, baseline="log_partition", eta=4.0, minibatch_size=4)
+PAIRS = {
+    kind: Settings(**{"pairwise": kind, "minibatch_size": 4} | settings)
+    for kind, settings in {
+        "sppo": {"win_rate": True},
+        "sppo_single": {},
+        "sppo_hard": {},
+        "dpo": {"beta": 0.5},
+        "spin": {"beta": 0.3, "minibatch_size": 6},
+        "ipo": {"beta": 0.5},
+        "rebel": {},
+        "inpo": {"eta": 0.4, "ref_coef": 0.5, "epochs": 2},
+    }.items()
+}
 BALANCED = Settings(aux_loss_coeff=5.0)  # most of the gradient
 BALANCED_EACH = Settings(aux_loss_coeff=5.0, aux_of_each=True)
 
@@ -53,6 +66,10 @@ class Case:
             "objective.baseline": s.baseline,
             "objective.loss_agg_mode": "seq-mean-token-mean" if s.length_weight else "seq-mean-token-sum",
             "objective.loss_scale": "kimi" if s.kimi_scale else "sppo",
+            "objective.reward": "win_rate" if s.win_rate else "reward",
+            "objective.pairwise": s.pairwise or "null",
+            "objective.beta": s.beta or "null",
+            "objective.ref_coef": s.ref_coef,
             "train.iterations": s.iterations,
             "train.prompts_per_iteration": s.groups_per_iteration,
             "train.epochs_per_iteration": s.epochs,
@@ -94,6 +111,14 @@ CASES = [
     Case("one-process-few-logits", 1, {ROWS: 4, **FEW_LOGITS}),
     Case("one-process-few-logits-kimi-packed", 1, {PACKED: 64, **FEW_LOGITS}, settings=KIMI),
     Case("one-process-chunks-of-3", 1, {PACKED: 64, "train.log_prob_chunk_size": 3}),
+    *(Case(f"one-process-{kind}", 1, {ROWS: 4}, settings=settings) for kind, settings in PAIRS.items()),
+    Case("tp2-sp-sppo-pairs-packed", 2, {TP: 2, SP: "true", PACKED: 64}, settings=PAIRS["sppo"]),
+    Case("cp2-spin-packed", 2, {CP: 2, PACKED: 64}, settings=PAIRS["spin"]),
+    Case("pp2-vpp2-dpo", 2, {PP: 2, VPP: 2, ROWS: 2}, settings=PAIRS["dpo"]),
+    Case("pp2-inpo", 2, {PP: 2, ROWS: 2}, settings=PAIRS["inpo"]),
+    Case("dp2-overlapped-inpo", 2, {**OVERLAPPED, ROWS: 2}, settings=PAIRS["inpo"]),
+    Case("tp2-pp2-vpp2-inpo", 4, {TP: 2, PP: 2, VPP: 2, ROWS: 2}, settings=PAIRS["inpo"]),
+    Case("ep2-dp2-rebel", 4, {EP: 2, ROWS: 2}, "mixtral", settings=PAIRS["rebel"]),
     Case("tp2-unfused", 2, {TP: 2, ROWS: 2, **UNFUSED}),
     Case("tp2-sp-few-logits", 2, {TP: 2, SP: "true", PACKED: 48, **FEW_LOGITS}),
     Case("cp2-packed-unfused", 2, {CP: 2, PACKED: 64, **UNFUSED}),

@@ -76,8 +76,11 @@ def make_model(kind: str, folder: Path, **sizes: int) -> Path:
 
 
 def write_rollouts(path: Path, num_groups: int = 6, samples: int = 4, seed: int = 0) -> Path:
-    """Groups of random responses of 1 to 14 tokens with rewards in [0, 1]; one response is empty."""
-    random = np.random.default_rng(seed)
+    """Groups of random responses of 1 to 14 tokens with rewards in [0, 1]; one response is empty.
+
+    Each group has a preference matrix, too, which is no function of the rewards, and a human response.
+    """
+    random, of_pairs = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     lines = []
     for group in range(num_groups):
         responses = []
@@ -86,6 +89,10 @@ def write_rollouts(path: Path, num_groups: int = 6, samples: int = 4, seed: int 
             ids = random.integers(0, VOCAB_SIZE, length).tolist()
             responses.append({"token_ids": ids, "reward": float(np.round(random.random(), 3)), "finish_reason": "stop"})
         prompt = random.integers(0, VOCAB_SIZE, int(random.integers(1, 10))).tolist()
-        lines.append(json.dumps({"prompt_token_ids": prompt, "responses": responses}))
+        upper = np.triu(of_pairs.random((samples, samples)), 1)
+        preference = upper + np.tril(1 - upper.T, -1) + np.eye(samples) / 2
+        human = of_pairs.integers(0, VOCAB_SIZE, int(of_pairs.integers(2, 12))).tolist()
+        line = {"prompt_token_ids": prompt, "responses": responses}
+        lines.append(json.dumps(line | {"preference": preference.tolist(), "human_token_ids": human}))
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -7,6 +7,7 @@ norm and the final weights.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,10 @@ class Settings:
     baseline: str = "constant"
     length_weight: bool = False
     kimi_scale: bool = False
+    pairwise: str | None = None
+    beta: float | None = None
+    ref_coef: float = 0.0
+    win_rate: bool = False
     temperature: float = 0.7
     lr: float = 1e-3
     lr_warmup_steps: int = 0
@@ -53,6 +58,7 @@ class Result:
 def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     """Trains in fp32 with sums of log-probs in float64."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    ref_model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(
         [
@@ -77,13 +83,20 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     )
     for iteration in range(settings.iterations):
         first = iteration * settings.groups_per_iteration
-        sequences = list(_sequences(groups[first : first + settings.groups_per_iteration], settings))
+        of_iteration = groups[first : first + settings.groups_per_iteration]
+        sequences = list(
+            _pair_sequences(of_iteration, settings) if settings.pairwise else _sequences(of_iteration, settings)
+        )
         with torch.no_grad():
             old = [_log_prob(model, prompt, response, settings.temperature) for prompt, response, _ in sequences]
+            ref = [_log_prob(ref_model, prompt, response, settings.temperature) for prompt, response, _ in sequences]
         for _ in range(settings.epochs):
             for begin in range(0, len(sequences), settings.minibatch_size):
                 chosen = range(begin, min(begin + settings.minibatch_size, len(sequences)))
-                loss = _loss(model, sequences, old, chosen, settings)
+                if settings.pairwise:
+                    loss = _pair_loss(model, sequences, old, ref, chosen, settings)
+                else:
+                    loss = _loss(model, sequences, old, chosen, settings)
                 for parameters in optimizer.param_groups:
                     parameters["lr"] = _learning_rate(len(losses), total_steps, settings)
                 optimizer.zero_grad()
@@ -123,6 +136,54 @@ def _sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[list[in
         }[settings.baseline]
         for response, reward in zip(group["responses"], rewards, strict=True):
             yield group["prompt_token_ids"], response["token_ids"], eta * (reward - baseline)
+
+
+def _pair_sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[list[int], list[int], dict]]:
+    """(prompt, response, what the loss needs of it), winner and loser in turn."""
+    for group in groups:
+        responses, preference = group["responses"], np.array(group["preference"])
+        if settings.pairwise == "spin":
+            for response in responses:
+                yield group["prompt_token_ids"], group["human_token_ids"], {}
+                yield group["prompt_token_ids"], response["token_ids"], {}
+            continue
+        rewards, win_rates = [response["reward"] for response in responses], preference.mean(axis=1)
+        values = win_rates if settings.win_rate else rewards
+        winner, loser = int(np.argmax(values)), int(np.argmin(values))
+        for i in (winner, loser):
+            terms = {"p": preference[winner, loser], "win_rate": win_rates[i], "reward": rewards[i]}
+            yield group["prompt_token_ids"], responses[i]["token_ids"], terms
+
+
+def _pair_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.Tensor:
+    """The mean over pairs whose responses both have tokens; formulas as in the papers."""
+    losses = []
+    for i in chosen[::2]:
+        (prompt, winner, of_w), (_, loser, of_l) = sequences[i], sequences[i + 1]
+        if not winner or not loser:
+            continue
+        s_w = _log_prob(model, prompt, winner, settings.temperature) - old[i]
+        s_l = _log_prob(model, prompt, loser, settings.temperature) - old[i + 1]
+        eta, beta = settings.eta, settings.beta or math.nan
+        match settings.pairwise:
+            case "sppo":
+                parts = [s_w - eta * (of_w["win_rate"] - 0.5), s_l - eta * (of_l["win_rate"] - 0.5)]
+                losses.append((parts[0] ** 2 + parts[1] ** 2) / 2)
+            case "sppo_single":
+                target = eta * (of_w["p"] - 0.5)
+                losses.append(((s_w - target) ** 2 + (s_l + target) ** 2) / 2)
+            case "sppo_hard":
+                losses.append((s_w - eta / 2) ** 2 + (s_l + eta / 2) ** 2)
+            case "dpo" | "spin":
+                losses.append(torch.log(1 + torch.exp(-beta * (s_w - s_l))))
+            case "ipo":
+                losses.append((s_w - s_l - 1 / (2 * beta)) ** 2)
+            case "rebel":
+                losses.append(((s_w - s_l) / eta - (of_w["reward"] - of_l["reward"])) ** 2)
+            case "inpo":
+                pull = (old[i] - ref[i]) - (old[i + 1] - ref[i + 1])
+                losses.append((s_w - s_l + settings.ref_coef * pull - 1 / (2 * eta)) ** 2)
+    return sum(losses) / len(losses)
 
 
 def _log_prob(model: torch.nn.Module, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:

@@ -13,7 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_megatron.config import ObjectiveConfig
-from sppo_megatron.data.samples import build_samples, build_units, minibatches, set_old_log_probs, steps_per_iteration
+from sppo_megatron.data.samples import (
+    build_samples,
+    minibatches,
+    set_old_log_probs,
+    set_ref_log_ratios,
+    steps_per_iteration,
+)
 from sppo_megatron.reward.targets import build_targets
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -153,33 +159,53 @@ def test_an_empty_response_has_importance_weight_one():
         assert samples[0].importance_weight == 1.0
 
 
-# ------------------------------------------------------------------------------------------------ units
+# ------------------------------------------------------------------------------------------------ SPIN and INPO
 
 
-def test_a_unit_per_response_for_the_regression_family():
-    groups = make_groups()
-    samples, targets = make_samples(groups, ObjectiveConfig())
-    assert build_units(samples, groups, targets, pairwise=False) == [(sample,) for sample in samples]
+def with_human_responses(groups, lengths=(4, 0, 2)):
+    for group, length in zip(groups, lengths, strict=True):
+        group.prompt.human_token_ids = np.arange(length, dtype=np.int32)
+    return groups
 
 
-def test_pairs_are_best_and_worst_and_need_a_spread():
-    groups = make_groups()
-    samples, targets = make_samples(groups, ObjectiveConfig())
-    units = build_units(samples, groups, targets, pairwise=True)
-    assert [tuple(sample.index for sample in unit) for unit in units] == [(1, 2), (6, 7)]
-    for unit, gap in zip(units, (1.0, 0.75), strict=True):
-        assert unit[0].preference == pytest.approx(1 / (1 + exp(-gap)), rel=1e-6)
-    assert all(s.preference == 0.5 for s in samples if s.index not in (1, 6))
+def test_human_responses_come_after_the_sampled_ones_for_spin():
+    groups = with_human_responses(make_groups())
+    samples, _ = make_samples(groups, ObjectiveConfig(pairwise="spin"))
+    sampled, human = samples[:-3], samples[-3:]
+    assert [sample.index for sample in samples] == list(range(len(samples)))
+    assert not any(sample.is_human for sample in sampled) and len(sampled) == len(responses_of(groups))
+    for sample, group in zip(human, groups, strict=True):
+        assert sample.is_human and sample.response_token_ids is group.prompt.human_token_ids
+        assert sample.prompt_token_ids is group.prompt.token_ids
+        assert (sample.target, sample.weight, sample.rollout_log_probs) == (0.0, 1.0, None)
+    assert not any(sample.is_human for sample in make_samples(groups, ObjectiveConfig(pairwise="dpo"))[0])
 
 
-def test_pairs_go_by_win_rate_where_there_are_win_rates():
-    groups = make_groups([[0.0, 1.0], [0.0, 1.0, 0.5]])
-    groups[1].preference = np.array([[0.5, 0.9, 0.8], [0.1, 0.5, 0.3], [0.2, 0.7, 0.5]])
-    samples, targets = make_samples(groups, ObjectiveConfig(reward="win_rate"))
-    units = build_units(samples, groups, targets, pairwise=True)
-    assert [tuple(sample.index for sample in unit) for unit in units] == [(1, 0), (2, 3)]
-    assert units[1][0].preference == pytest.approx(0.9)
-    assert units[0][0].preference == pytest.approx(1 / (1 + exp(-1.0)))
+def test_spin_without_a_human_response():
+    groups = with_human_responses(make_groups())
+    groups[1].prompt.human_token_ids = None
+    with pytest.raises(ValueError, match=r"group 1 \(prompt 1\) has no human response.*data.response_key"):
+        make_samples(groups, ObjectiveConfig(pairwise="spin"))
+
+
+def test_importance_weights_leave_human_responses_alone():
+    groups = with_human_responses(make_groups())
+    objective = ObjectiveConfig(pairwise="spin", importance_weight="sequence")
+    samples, _ = make_samples(groups, objective)
+    set_old_log_probs(samples, perturbed(groups) + [np.zeros(n, np.float32) for n in (4, 0, 2)], objective)
+    assert [sample.weight for sample in samples[-3:]] == [1.0] * 3
+    assert any(sample.weight != 1.0 for sample in samples[:-3])
+
+
+def test_ref_log_ratios_are_sums_over_the_response():
+    groups = with_human_responses(make_groups())
+    samples, _ = make_samples(groups, ObjectiveConfig(pairwise="spin"))
+    lengths = [len(sample.response_token_ids) for sample in samples]
+    old = [np.full(n, -1.0, np.float32) for n in lengths]
+    set_old_log_probs(samples, old, ObjectiveConfig())
+    metrics = set_ref_log_ratios(samples, [np.full(n, -1.25, np.float32) for n in lengths])
+    assert [sample.ref_log_ratio for sample in samples] == [n / 4 for n in lengths]
+    assert metrics == {"kl_ref": pytest.approx(np.mean(lengths[:-3]) / 4)}
 
 
 # ------------------------------------------------------------------------------------------------ mini-batches

@@ -51,31 +51,31 @@ def test_rewards_and_counts(file):
     engine = ReplayEngine(file, groups_per_iteration=2)
     for iteration in range(3):
         groups = engine.groups(iteration)
-        assert engine.responses_in(iteration) == sum(len(group.responses) for group in groups)
+        assert engine.responses_of_groups(iteration) == [len(group.responses) for group in groups]
     assert [response.reward for response in engine.groups(2)[1].responses] == [0.0, 1.0, 2.0]
     with pytest.raises(IndexError, match="has 3 iterations"):
         engine.groups(3)
     with pytest.raises(IndexError):
-        engine.responses_in(-1)
+        engine.responses_of_groups(-1)
 
 
 def test_a_whole_file_serves_every_iteration(file):
     engine = ReplayEngine(file, iterations=1000)
     assert indices(engine.groups(0)) == indices(engine.groups(999)) == list(range(7))
-    assert engine.responses_in(999) == 13
+    assert sum(engine.responses_of_groups(999)) == 13
 
 
 def test_a_folder_a_file_per_iteration(folder):
     engine = ReplayEngine(folder, iterations=3)
     assert [indices(engine.groups(i)) for i in range(3)] == [[0, 1], [2, 3, 4], [5, 6]]
-    assert [engine.responses_in(i) for i in range(3)] == [3, 6, 4]
+    assert [sum(engine.responses_of_groups(i)) for i in range(3)] == [3, 6, 4]
 
 
 def test_a_folder_takes_the_first_groups_of_each_file_and_says_what_is_left_out(folder, caplog):
     with caplog.at_level(logging.WARNING):
         engine = ReplayEngine(folder, groups_per_iteration=2)
     assert [indices(engine.groups(i)) for i in range(3)] == [[0, 1], [2, 3], [5, 6]]
-    assert engine.responses_in(1) == 4
+    assert sum(engine.responses_of_groups(1)) == 4
     assert "1 groups are beyond the first 2" in caplog.text
 
 

@@ -51,6 +51,15 @@ GOOD = [
     {"objective.pairwise": "dpo", "objective.beta": 0.1, "train.micro_batch_size": 2},
     {"objective.pairwise": "sppo", "objective.reward": "win_rate", "train.micro_batch_size": 2},
     {"objective.pairwise": "rebel", "train.minibatch_size": 6, "train.max_tokens_per_micro_batch": 100},
+    {
+        "objective.pairwise": "spin",
+        "objective.beta": 0.1,
+        "data.response_key": "gold",
+        "reward.kind": "none",
+        "rollout.num_samples_per_prompt": 1,
+        "train.micro_batch_size": 2,
+    },
+    {"objective.pairwise": "inpo", "objective.ref_coef": 0.3, "train.micro_batch_size": 2},
     {"objective.importance_weight": "token", "objective.importance_cap": 1.5, "objective.target_clip": 3.0},
     {"rollout.top_p": 0.9, "rollout.top_k": 40, "rollout.temperature": 0.7, "objective.importance_weight": "token"},
     {"rollout.engine": "vllm", "rollout.vllm.engine_args": {"max_num_batched_tokens": 512}, "rollout.verify": True},
@@ -128,6 +137,25 @@ BAD = [
         ["objective.pairwise=sppo", "objective.reward=win_rate"],
     ),
     ({"objective.pairwise": "rebel"}, ["train.micro_batch_size=1 must be even"]),
+    (
+        {"objective.pairwise": "spin", "objective.beta": 0.1, "train.micro_batch_size": 2},
+        ["objective.pairwise=spin and data.response_key belong together"],
+    ),
+    ({"data.response_key": "gold"}, ["objective.pairwise=spin and data.response_key belong together"]),
+    ({"objective.ref_coef": 0.5}, ["objective.ref_coef=0.5", "objective.pairwise=inpo"]),
+    (
+        {"objective.pairwise": "inpo", "objective.ref_coef": 1.5, "train.micro_batch_size": 2},
+        ["objective.ref_coef=1.5 is INPO's", "[0, 1]"],
+    ),
+    (
+        {"objective.pairwise": "rebel", "objective.sequence_weight": "length", "train.micro_batch_size": 2},
+        ["sequence weights are for single responses", "sequence_weight=none"],
+    ),
+    (
+        {"objective.pairwise": "rebel", "rollout.num_samples_per_prompt": 1, "train.micro_batch_size": 2},
+        ["rollout.num_samples_per_prompt=1 must be at least 2"],
+    ),
+    ({"reward.kind": "none"}, ["reward.kind=none is for objective.pairwise=spin"]),
     (
         {"objective.pairwise": "rebel", "train.minibatch_size": 5, "train.micro_batch_size": 2},
         ["train.minibatch_size=5 must be even"],
