@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from sppo_megatron.agreement import agreed, check_same_config
 from sppo_megatron.config import Config
 from sppo_megatron.conversion.save import save_hf_folder
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.samples import steps_per_iteration
 from sppo_megatron.engines import Engines, build_engines, build_replica
-from sppo_megatron.errors import ConfigError
 from sppo_megatron.evaluation import Evaluator
 from sppo_megatron.inputs import Inputs, read_inputs
 from sppo_megatron.policy.checkpoint import Checkpointer, check_fits
@@ -34,6 +32,7 @@ from sppo_megatron.policy.initialize import (
 )
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.precision import params_dtype
+from sppo_megatron.policy.reference import build_reference
 from sppo_megatron.preemption import PreemptionGuard
 from sppo_megatron.rollout.mismatch_gate import MismatchGate
 from sppo_megatron.rollout.vllm_replica import VllmReplica
@@ -43,7 +42,6 @@ from sppo_megatron.trainer import Trainer
 from sppo_megatron.trainer_state import TrainerState
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass
@@ -64,12 +62,12 @@ def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
     owns_group = not dist.is_initialized()
     initialize_distributed(config.parallelism.distributed_timeout_minutes)
     try:
-        _check_same_config(composed)
-        inputs = _agreed(lambda: read_inputs(config))
+        check_same_config(composed)
+        inputs = agreed(lambda: read_inputs(config))
         groups = initialize_model_parallel(config.parallelism, config.train.seed)
         steps = _total_steps(config, inputs)
         replica = build_replica(config, inputs)
-        policy = _agreed(lambda: Policy(config, inputs.architecture, inputs.tensors, groups, steps))
+        policy = agreed(lambda: Policy(config, inputs.model, groups, steps))
         try:
             yield Parts(inputs, policy, replica)
         finally:
@@ -86,9 +84,9 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
     """The trainer with everything connected, its checkpoint chosen."""
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
-    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.architecture.vocab_size, policy.device)
+    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.model.vocab_size, policy.device)
     engines = build_engines(config, inputs, generator, parts.replica)
-    resumed_from, state = _agreed(lambda: _find_checkpoint(config, inputs))
+    resumed_from, state = agreed(lambda: _find_checkpoint(config, inputs))
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(composed, output_dir / "config.yaml", resolve=True)
@@ -101,7 +99,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
         scorer=inputs.scorer if inputs.replay is None or config.rollout.rescore else None,
         weight_sync=engines.weight_sync,
         prompts=_prompt_stream(config, inputs),
-        evaluator=_evaluator(inputs, engines),
+        evaluator=_evaluator(inputs, engines, output_dir / "evaluations" if is_main else None),
         checkpointer=Checkpointer(
             policy,
             output_dir / "checkpoints",
@@ -123,6 +121,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
         resumed_from=resumed_from,
         preemption=PreemptionGuard(policy.device),
         fp8_probe=build_fp8_probe(policy, config.precision),
+        reference=build_reference(policy, config.objective),
         probe=engines.probe,
         ahead=engines.ahead,
     )
@@ -151,6 +150,7 @@ def close(trainer: Trainer, parts: Parts) -> None:
     trainer.weight_sync.close()
     trainer.tracker.close()
     parts.inputs.scorer.close()
+    trainer.checkpointer.close()
 
 
 def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
@@ -168,15 +168,12 @@ def _total_steps(config: Config, inputs: Inputs) -> int:
     """Optimizer steps of the whole run, for the learning-rate schedule; with pairs, where every group has one."""
     size, epochs = config.train.minibatch_size, config.train.epochs_per_iteration
     if inputs.replay is not None:
-        iterations = range(config.train.iterations)
-        if config.objective.pairwise:
-            counts = [2 * inputs.replay.groups_in(i) for i in iterations]
-        else:
-            counts = [inputs.replay.responses_in(i) for i in iterations]
+        groups = [inputs.replay.responses_of_groups(i) for i in range(config.train.iterations)]
     else:
         assert config.train.prompts_per_iteration is not None
-        of_group = 2 if config.objective.pairwise else config.rollout.num_samples_per_prompt
-        counts = [config.train.prompts_per_iteration * of_group] * config.train.iterations
+        groups = [[config.rollout.num_samples_per_prompt] * config.train.prompts_per_iteration]
+        groups *= config.train.iterations
+    counts = [sum(config.objective.sequences_of_group(responses) for responses in group) for group in groups]
     return sum(steps_per_iteration(count, size, epochs) for count in counts)
 
 
@@ -189,8 +186,8 @@ def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream | None:
     )
 
 
-def _evaluator(inputs: Inputs, engines: Engines) -> Evaluator | None:
-    return Evaluator(engines.evaluation, inputs.scorer, inputs.eval_prompts) if inputs.eval_prompts else None
+def _evaluator(inputs: Inputs, engines: Engines, folder: Path | None) -> Evaluator | None:
+    return Evaluator(engines.evaluation, inputs.scorer, inputs.eval_prompts, folder) if inputs.eval_prompts else None
 
 
 def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, TrainerState]:
@@ -199,38 +196,5 @@ def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, Train
     if not path:
         return None, TrainerState()
     check_whole(path)
-    check_fits(path, inputs.architecture, config.optimizer.use_distributed_optimizer)
+    check_fits(path, inputs.model.description(), config.optimizer.use_distributed_optimizer)
     return path, TrainerState.read(path)
-
-
-# -------------------------------------------------------------------------------------------- agreement of ranks
-
-
-def _agreed(build: Callable[[], T]) -> T:
-    """Runs `build`, which must not communicate, on every rank; a ValueError of any rank ends all of them alike."""
-    problem, result = None, None
-    try:
-        result = build()
-    except (ValueError, ImportError, FileNotFoundError) as error:
-        problem = str(error)
-    problems: list = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    failed = [rank for rank, text in enumerate(problems) if text is not None]
-    if not failed:
-        return result  # type: ignore[return-value]
-    texts = dict.fromkeys(problems[rank] for rank in failed)
-    where = "" if len(failed) == len(problems) else f"rank {', '.join(map(str, failed))}: "
-    raise ConfigError(where + "\n".join(texts))
-
-
-def _check_same_config(composed: DictConfig) -> None:
-    """Every rank must have composed the same configuration."""
-    digest = hashlib.sha256(OmegaConf.to_yaml(composed, resolve=True).encode()).hexdigest()
-    digests: list = [None] * dist.get_world_size()
-    dist.all_gather_object(digests, digest)
-    differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
-    if differing:
-        raise ConfigError(
-            f"rank {', '.join(map(str, differing))} composed another configuration than rank 0: "
-            "start every node with the same command and the same files"
-        )

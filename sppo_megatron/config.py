@@ -348,11 +348,16 @@ class EvalConfig:
 
 @dataclass
 class CheckpointConfig:
-    """save_interval: optimizer steps between checkpoints, null = only at the end. load: null | latest | a folder."""
+    """save_interval: optimizer steps between checkpoints, null = only at the end. load: null | latest | a folder.
+
+    keep_last: how many of the latest stay. keep_best: metric of the evaluation; whenever it is the highest so far, a
+    checkpoint is saved, stays, and is linked as checkpoints/best. auto = eval_reward_mean, null = none is kept.
+    """
 
     save_interval: int | None = None
     load: str | None = None
     keep_last: int = 2
+    keep_best: str | None = "auto"
     async_save: bool = False
 
 

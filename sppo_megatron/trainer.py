@@ -18,7 +18,7 @@ from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
 from sppo_megatron.data.samples import set_ref_log_ratios
 from sppo_megatron.errors import TrainingError
-from sppo_megatron.evaluation import Evaluator
+from sppo_megatron.evaluation import Evaluator, judged_by
 from sppo_megatron.iteration import Iteration, cut_minibatches, freeze, start_iteration
 from sppo_megatron.preemption import Preempted, PreemptionGuard
 from sppo_megatron.reward.preference import nothing_answered
@@ -52,13 +52,15 @@ class Policy(Protocol):
 class Checkpointer(Protocol):
     """Saves the policy together with what write_host_state writes on rank 0."""
 
-    def save(self, step: int, write_host_state: Callable[[Path], None]) -> None: ...
+    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None: ...
 
     def poll(self) -> None: ...
 
     def finalize(self) -> None: ...
 
     def load(self, path: Path) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass
@@ -112,7 +114,7 @@ class Trainer:
             self.state.iteration_metrics = self._push()
             if self._is_evaluation():
                 self._evaluate()
-            if iteration.minibatches and self._is_save_step():
+            if iteration.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
                 self._save(None)
             self.display.update(self.state.iteration, iteration.last_line)
             iteration = None
@@ -219,8 +221,11 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         if self.evaluator is None:
             return {}
-        metrics = self.state.evaluation_last = self.evaluator.evaluate()
+        metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
         self.tracker.log({"eval_step": self.state.step, "eval_iteration": self.state.iteration, **metrics})
+        value = judged_by(metrics, self.config.checkpoint.keep_best)
+        if value is not None and (self.state.best_value is None or value > self.state.best_value):
+            self.state.best_value, self.state.best_step = value, self.state.step
         return metrics
 
     def _is_save_step(self) -> bool:
@@ -239,7 +244,13 @@ class Trainer:
             has_ahead=ahead is not None,
             prompt_position=0 if self.prompts is None else self.prompts.position,
         )
-        self.checkpointer.save(self.state.step, lambda folder: state.write(folder, groups, samples, ahead or ()))
+
+        def write(folder: Path) -> None:
+            state.write(folder, groups, samples, ahead or ())
+            if self.evaluator is not None:
+                self.evaluator.write(folder)
+
+        self.checkpointer.save(self.state.step, write, best=self.state.best_step)
         self.saved_step = self.state.step
 
     def _stop_if_preempted(self, iteration: Iteration | None) -> None:
@@ -273,6 +284,8 @@ class Trainer:
             return None
         self.saved_step = self.state.step
         self.checkpointer.load(self.resumed_from)
+        if self.evaluator is not None:
+            self.evaluator.read(self.resumed_from)
         if self.prompts is not None:
             self.prompts.load_state_dict({"position": self.state.prompt_position})
         if self.state.has_ahead and self.ahead is not None:

@@ -27,6 +27,7 @@ class TrainerState:
     has_ahead: whether those of the one after lie beside, generated ahead.
     evaluation_before, evaluation_last: the metrics of the evaluation before training and of the latest one.
     iteration_metrics: what is logged with every step of the current iteration.
+    best_value, best_step: the highest of the metric that checkpoint.keep_best names, and the step it was found at.
     """
 
     step: int = 0
@@ -38,6 +39,8 @@ class TrainerState:
     evaluation_before: dict[str, float] = field(default_factory=dict)
     evaluation_last: dict[str, float] = field(default_factory=dict)
     iteration_metrics: dict[str, float] = field(default_factory=dict)
+    best_value: float | None = None
+    best_step: int = 0
 
     def write(
         self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample], ahead: Sequence[Group] = ()

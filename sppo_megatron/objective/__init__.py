@@ -1,6 +1,7 @@
 """The objective as pure tensor maths: torch in, torch out, no process groups and no configuration."""
 
 from sppo_megatron.objective.baseline import BASELINES, group_baseline
+from sppo_megatron.objective.confidence import wilson_interval
 from sppo_megatron.objective.diagnostics import (
     degenerate_group_sums,
     finalize_diagnostics,
@@ -60,5 +61,6 @@ __all__ = [
     "sppo_loss",
     "token_diagnostics",
     "truncated_importance_weight",
+    "wilson_interval",
     "win_rates",
 ]

@@ -7,7 +7,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from multiprocessing.managers import SyncManager
 from pathlib import Path
@@ -23,7 +22,6 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sppo_megatron.conversion.architecture import Architecture
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.policy.checkpoint_folder import checkpoint_path, partial_path, publish, remove_partial
 from sppo_megatron.policy.model import unwrap
@@ -46,17 +44,20 @@ class Checkpointer:
         self._keep_last = keep_last
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
         self._being_written = folder  # by the queue
+        self._best = 0
         _start_results_queue()
 
-    def save(self, step: int, write_host_state: Callable[[Path], None]) -> None:
+    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None:
         """Saves after optimizer step `step`. write_host_state is called on rank 0 with the folder to write into.
 
+        best: the step whose checkpoint is kept besides the last ones and linked as `best`, 0 where there is none.
         Before the first step there is no optimizer state, and nothing is saved that the run doesn't start with.
         With async_save the tensors are snapshotted now and written while training goes on; `finalize` waits for them.
         Raises TrainingError on every rank where it can't be written (a full disk); earlier checkpoints are untouched.
         So do `poll` and `finalize`.
         """
         self.finalize()
+        self._best = best
         if step == 0:
             return
         self._policy.synchronize_parameters()
@@ -130,11 +131,11 @@ class Checkpointer:
     def _publish(self, final: Path) -> None:
         with self._reported(final):
             if dist.get_rank() == 0:
-                publish(partial_path(final), final, self._keep_last)
+                publish(partial_path(final), final, self._keep_last, self._best)
 
     def _description(self) -> dict[str, Any]:
         dtype = next(name for name, dtype in DTYPES.items() if dtype is self._policy.config.params_dtype)
-        return _description(self._policy.architecture, self._policy.uses_distributed_optimizer, dtype)
+        return _description(self._policy.model.description(), self._policy.uses_distributed_optimizer, dtype)
 
     @contextmanager
     def _reported(self, final: Path) -> Iterator[None]:
@@ -194,15 +195,16 @@ def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any)
 
 
 def check_fits(
-    path: Path, architecture: Architecture, use_distributed_optimizer: bool, dtype: str | None = None
+    path: Path, model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None = None
 ) -> None:
     """Raises ValueError where a checkpoint is of another model or optimizer, saying what differs and what to set.
 
+    model: the description of the `ModelSource`.
     Every parallel size may be another one. But the two kinds of optimizer store their state in different forms, the
     plain one in one for each dtype (precision.dtype, None: not compared).
     """
     saved = json.loads((path / MODEL).read_text())
-    ours = _description(architecture, use_distributed_optimizer, dtype)
+    ours = _description(model, use_distributed_optimizer, dtype)
     if use_distributed_optimizer or dtype is None:
         del ours[_DTYPE]
     differing = [key for key, value in ours.items() if saved.get(key) != value]
@@ -214,7 +216,5 @@ def check_fits(
     raise ValueError(f"the checkpoint {path} does not fit this run: {'; '.join(problems)}{advice}")
 
 
-def _description(architecture: Architecture, use_distributed_optimizer: bool, dtype: str | None) -> dict[str, Any]:
-    values = asdict(architecture)
-    del values["rotary_inv_freq"]
-    return values | {_DISTRIBUTED: use_distributed_optimizer, _DTYPE: dtype}
+def _description(model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None) -> dict[str, Any]:
+    return model | {_DISTRIBUTED: use_distributed_optimizer, _DTYPE: dtype}

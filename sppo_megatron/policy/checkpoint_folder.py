@@ -1,7 +1,8 @@
 """Checkpoint folders on disk: which are whole, which is the latest, which go.
 
 A checkpoint is the folder `step_NNNNNNNN`. It is written as `step_NNNNNNNN.partial` and renamed when every byte of it
-is on the disk, so that a folder without a suffix was whole once; its manifest tells whether it still is.
+is on the disk, so that a folder without a suffix was whole once; its manifest tells whether it still is. The link
+`best` leads to the one that evaluated best.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+BEST = "best"
 _NAME = re.compile(r"step_(\d{8})")
 
 
@@ -40,9 +42,10 @@ def remove_partial(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def publish(partial: Path, final: Path, keep_last: int) -> None:
+def publish(partial: Path, final: Path, keep_last: int, best: int = 0) -> None:
     """Makes a written checkpoint exist: manifest, fsync, rename. Only then do older ones go, but for keep_last.
 
+    best: the step of one more that stays, linked as `best`; 0 where there is none.
     Checkpoints of later steps belong to a future that was given up by continuing from an earlier one: they are set
     aside with the suffix `.stale`.
     """
@@ -58,8 +61,20 @@ def publish(partial: Path, final: Path, keep_last: int) -> None:
             os.replace(path, stale)
     os.replace(partial, final)
     _sync(final.parent)
+    kept = checkpoint_path(final.parent, best)
+    if best and kept.exists():
+        _link(final.parent / BEST, kept)
     for old in whole_checkpoints(final.parent)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old != kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(link: Path, target: Path) -> None:
+    """A relative link, which survives a move of the folder; replaced in one step."""
+    new = link.with_name(link.name + ".new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.name)
+    os.replace(new, link)
 
 
 def check_whole(path: Path) -> None:

@@ -33,6 +33,18 @@ PANELS = (
         ("win_rate_mean", "anchor_win_rate_mean"),
         "Against the policy that sampled (½ by symmetry), and against a fixed anchor.",
     ),
+    Panel(
+        "Outcome",
+        "Win rate against the start",
+        ("eval_win_rate_initial", "eval_win_rate_initial_low", "eval_win_rate_initial_high"),
+        "Held-out prompts: how often the answer beats that of the policy before training, and the 95% interval.",
+    ),
+    Panel(
+        "Outcome",
+        "Win rate against the evaluation before",
+        ("eval_win_rate_previous", "eval_win_rate_previous_low", "eval_win_rate_previous_high"),
+        "Held-out prompts: how often the answer beats that of the evaluation before, and the 95% interval.",
+    ),
     Panel("Regression", "Loss", ("loss",), "Of each step. In the regression its level follows the spread of δ."),
     Panel(
         "Regression",
@@ -76,6 +88,7 @@ PANELS = (
     Panel("Policy", "KL per token", ("kl_k3",), "KL(π_t‖π_θ) by the estimator e^s − 1 − s per token.", "nats/token"),
     Panel("Policy", "Entropy", ("entropy",), "Mean entropy of π_t at the response tokens.", "nats/token"),
     Panel("Policy", "Log-ratio per token", ("log_ratio_per_token",), "Σs over Σ length.", "nats/token"),
+    Panel("Policy", "KL to π_ref", ("kl_ref",), "Mean log π_t − log π_ref of a sampled response.", "nats"),
     Panel("Policy", "Implied reward", ("implied_reward_mean",), "Mean of τ·s.", "reward"),
     Panel(
         "Responses", "Length", ("response_length_mean", "eval_response_length_mean"), "Mean response length.", "tokens"

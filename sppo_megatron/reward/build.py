@@ -7,6 +7,8 @@ from dataclasses import replace
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.reward.judge import Judge
 from sppo_megatron.reward.mixture import Component, Mixture
+from sppo_megatron.reward.no_reward import NoReward
+from sppo_megatron.reward.pairwise_function import PairwiseFunction
 from sppo_megatron.reward.pairwise_model import PairwiseModel
 from sppo_megatron.reward.reward_model import RewardModel
 from sppo_megatron.reward.scorer import RewardScorer
@@ -25,6 +27,10 @@ def build_scorer(config: RewardConfig, decode: Decode | None = None) -> Scorer:
         return RewardModel(config, decode)
     if config.kind == "pairwise_model":
         return PairwiseModel(config, decode)
+    if config.kind == "pairwise_function":
+        return PairwiseFunction(config, decode)
+    if config.kind == "none":
+        return NoReward()
     if config.kind == "mixture":
         return Mixture([_component(config, entry, decode) for entry in config.mixture])
     return RewardScorer(config, decode)

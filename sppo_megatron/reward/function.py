@@ -1,4 +1,4 @@
-"""A user's own reward function, named by "module:name"."""
+"""A user's own function, of one response or of two, named by "module:name"."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import numpy as np
 
 from sppo_megatron.reward.verifiers import Score
 
+RESPONSE_ARGUMENTS = ("prompt", "response", "answer")
+PAIR_ARGUMENTS = ("prompt", "first", "second", "answer")
 
-def load_function(path: str) -> Callable[..., Any]:
+
+def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) -> Callable[..., Any]:
     """Imports "package.module:name" (or "module:Class.method"); the current directory counts, as under `python -m`.
 
-    The function is called as f(prompt, response, answer), with text (answer: text or None). It returns a number, a
-    bool, (number, bool or None), or an object with .reward and, optionally, .correct.
+    arguments: the names of what it is called with, all of them text (answer: text or None). See `to_score` and
+    `to_probability` for what it returns.
     Raises ValueError saying what to change.
     """
     module_name, colon, name = path.partition(":")
@@ -42,25 +45,29 @@ def load_function(path: str) -> Callable[..., Any]:
         function = getattr(function, part)
     if not callable(function):
         raise ValueError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
-    _check_signature(function, path)
+    _check_signature(function, path, arguments)
     return function
 
 
-def _check_signature(function: Callable[..., Any], path: str) -> None:
+def _check_signature(function: Callable[..., Any], path: str, arguments: tuple[str, ...]) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
         return
     try:
-        signature.bind("prompt", "response", "answer")
+        signature.bind(*arguments)
     except TypeError as error:
         raise ValueError(
-            f"reward.function={path!r} is called as f(prompt, response, answer), which {signature} refuses: {error}"
+            f"reward.function={path!r} is called as f({', '.join(arguments)}), which {signature} refuses: {error}"
         ) from None
 
 
 def to_score(result: Any) -> Score:
-    """What a reward function returned, as plain numbers. Raises ValueError where that isn't a reward."""
+    """What a reward function returned, as plain numbers.
+
+    result: a number, a bool, (number, bool or None), or an object with .reward and, optionally, .correct.
+    Raises ValueError where it isn't a reward.
+    """
     reward, correct = result, None
     if isinstance(result, (bool, np.bool_)):
         correct = result
@@ -71,6 +78,14 @@ def to_score(result: Any) -> Score:
             raise ValueError(f"the reward function returned a tuple of {len(result)}, expected (reward, correct)")
         reward, correct = result
     return Score(_to_float(reward), _to_bool(correct))
+
+
+def to_probability(result: Any) -> float:
+    """What a pairwise function returned: P(first wins). Raises ValueError where that isn't a number in [0, 1]."""
+    probability = _to_float(result)
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"the reward function returned {_short(result)}, not a probability in [0, 1]")
+    return probability
 
 
 def _to_float(reward: Any) -> float:

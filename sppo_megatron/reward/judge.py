@@ -37,6 +37,7 @@ class Judge:
     """
 
     needs_answer = False
+    gives_preferences = True
 
     def __init__(self, config: JudgeConfig, decode: Decode | None = None) -> None:
         self._config = config

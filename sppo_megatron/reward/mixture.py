@@ -25,6 +25,8 @@ class Mixture:
     metrics: those of the components, and reward_<name>_sum, each one's rewards before their weights, added up.
     """
 
+    gives_preferences = False
+
     def __init__(self, components: Sequence[Component]) -> None:
         self._components = list(components)
         self.metrics: dict[str, float] = {}

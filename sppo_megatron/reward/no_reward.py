@@ -9,6 +9,7 @@ class NoReward:
     """Every response's reward is 0, and none is right or wrong."""
 
     needs_answer = False
+    gives_preferences = False
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}

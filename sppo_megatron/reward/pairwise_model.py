@@ -18,12 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 class PairwiseModel:
-    """metrics, of the last call: pairwise_model_pairs, in both orders, and pairwise_model_seconds.
+    """metrics, of the last call: pairwise_model_questions, in both orders, pairwise_model_failed and
+    pairwise_model_seconds.
 
     Raises ValueError as SequenceClassifier, and where the template is bad.
     """
 
     needs_answer = False
+    gives_preferences = True
 
     def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
         self._decode = decode
@@ -61,7 +63,11 @@ class PairwiseModel:
         if num_failed:
             logger.warning("the pairwise model failed on %d of %d pairs, which count as ties", num_failed, len(texts))
         seconds = time.perf_counter() - started
-        self.metrics = {"pairwise_model_pairs": float(len(texts)), "pairwise_model_seconds": seconds}
+        self.metrics = {
+            "pairwise_model_questions": float(len(texts)),
+            "pairwise_model_failed": float(num_failed),
+            "pairwise_model_seconds": seconds,
+        }
         return groups
 
     def close(self) -> None:

@@ -32,6 +32,16 @@ def preference_matrix(num_responses: int, first_wins: Mapping[Pair, float]) -> n
     return matrix
 
 
+def nothing_answered(metrics: Mapping[str, float]) -> bool:
+    """Whether pairs were asked about and every question failed.
+
+    metrics: a scorer's, over all ranks; one of preferences counts <its kind>_questions and <its kind>_failed.
+    """
+    asked = sum(count for name, count in metrics.items() if name.endswith("_questions"))
+    failed = sum(count for name, count in metrics.items() if name.endswith("_failed"))
+    return 0 < asked == failed
+
+
 def set_preference(group: Group, first_wins: Mapping[Pair, float], failures: Mapping[Pair, str]) -> None:
     """Sets the group's preference; each response's reward becomes its win rate in the group, itself counted as ½.
 

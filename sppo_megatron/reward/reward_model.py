@@ -22,6 +22,7 @@ class RewardModel:
     """
 
     needs_answer = False
+    gives_preferences = False
 
     def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
         self._default = config.default

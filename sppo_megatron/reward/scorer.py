@@ -28,6 +28,8 @@ class RewardScorer:
     math-verify.
     """
 
+    gives_preferences = False
+
     def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
         _check(config)
         self.config = config

@@ -12,6 +12,7 @@ from sppo_megatron.types import Group
 class Scorer(Protocol):
     """needs_answer: whether every prompt must have an answer.
 
+    gives_preferences: whether it compares responses, and sets a group's preference; else it scores each by itself.
     metrics: what the last call counted (totals: calls, tokens, seconds), by the names it is logged under.
     """
 
@@ -19,6 +20,9 @@ class Scorer(Protocol):
 
     @property
     def needs_answer(self) -> bool: ...
+
+    @property
+    def gives_preferences(self) -> bool: ...
 
     def score(self, groups: list[Group]) -> list[Group]: ...
 

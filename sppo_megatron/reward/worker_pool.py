@@ -1,4 +1,4 @@
-"""Runs rewards in worker processes: one that raises, hangs or kills its process costs its own response only."""
+"""Runs rewards in worker processes: one that raises, hangs or kills its process costs its own call only."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sppo_megatron.reward import worker
 logger = logging.getLogger(__name__)
 
 Call = tuple[str, str, str | None]  # prompt, response, answer
+PairCall = tuple[str, str, str, str | None]  # prompt, first, second, answer
 Outcome = tuple[float | None, bool | None, str | None]  # reward, correct, error
 
 START_TIMEOUT_S = 600.0  # the imports of a reward function on a busy node
@@ -29,7 +30,7 @@ class WorkerPool:
         self.config = config
         self._pool: ProcessPool | None = None
 
-    def run(self, calls: Sequence[Call]) -> list[Outcome]:
+    def run(self, calls: Sequence[Call | PairCall]) -> list[Outcome]:
         """The outcome of every call, in order. Raises RuntimeError only if no worker can be started at all."""
         outcomes: list[Outcome | None] = [None] * len(calls)
         pending = list(range(len(calls)))
@@ -50,7 +51,9 @@ class WorkerPool:
             self._pool.join()
             self._pool = None
 
-    def _run_together(self, places: list[int], calls: Sequence[Call], outcomes: list[Outcome | None]) -> list[int]:
+    def _run_together(
+        self, places: list[int], calls: Sequence[Call | PairCall], outcomes: list[Outcome | None]
+    ) -> list[int]:
         """Fills in the outcomes of these calls; returns those still without one because the pool broke."""
         pool = self._started()
         try:
@@ -93,7 +96,7 @@ class WorkerPool:
                 self._pool.schedule(worker.ready).result(timeout=START_TIMEOUT_S)
             except (BrokenProcessPool, TimeoutError, CancelledError) as error:
                 self.close()
-                what = self.config.function if self.config.kind == "function" else self.config.kind
+                what = self.config.function or self.config.kind
                 raise RuntimeError(
                     f"the worker processes of reward {what!r} don't start ({error or type(error).__name__}); "
                     "it imports in the trainer, so see their messages above for what differs in a new process"
