@@ -37,8 +37,8 @@ def add_linear_gradients(
     # upstream gradients may be too small or too large for float16 operands
     unit, gradient = gradient.normalized() if tiles.mixed else (1.0, gradient)
     row = gradient.row.unsqueeze(1)
-    # the coefficient of a token goes onto its row of hidden, not onto its row of the much wider tile
-    weighted_rows = None if grad_weight is None else tiles.operand(hidden * row)
+    tile_tokens = max((end - token for token, end in tiles.tokens), default=0)
+    weighted_rows = row.new_empty(0 if grad_weight is None else tile_tokens, hidden.shape[1])
     in_place = grad_weight is not None and grad_weight.dtype == tiles.dtype and not tiles.mixed
     last = (len(tiles.columns) - 1, len(tiles.tokens) - 1)
 
@@ -63,8 +63,10 @@ def add_linear_gradients(
                 tiles.add_product(grad_hidden[token:end], tile, head)
             if (i, j) == last:
                 finish_hidden()
-            if weighted_rows is not None:
-                tiles.add_product(accumulator, tile.t(), weighted_rows[token:end], alpha=-1 / tiles.temperature)
+            if grad_weight is not None:
+                # the coefficient of a token goes onto its row of hidden, not onto its row of the much wider tile
+                weighted = torch.mul(hidden[token:end], row[token:end], out=weighted_rows[: end - token])
+                tiles.add_product(accumulator, tile.t(), tiles.operand(weighted), alpha=-1 / tiles.temperature)
         if grad_weight is not None and not in_place:
             grad_slice.add_(accumulator.mul_(unit))
     if min(last) < 0:  # a shard of padding, or no token: no tile, but ranks still reduce together

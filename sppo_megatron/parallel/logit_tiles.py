@@ -12,7 +12,7 @@ from .softmax_statistics import compute_dtype
 # Bounds on one tile of logits: 4 MiB on CPU, where it should stay in the cache (measured: 512 tokens or less make the
 # gradient of weight slow, more columns gain nothing), and 128 MiB on an accelerator, where it should fill the device.
 _TILE_ELEMENTS = {"cpu": 1024 * 1024}
-_TILE_TOKENS = {"cpu": 2048}
+_TILE_TOKENS = {"cpu": 1024}
 _MIN_TILE_COLUMNS = 256
 
 
