@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +25,12 @@ PAD, END, ANSWER = "<pad>", "<end>", "="
 VOCABULARY = [PAD, END, ANSWER, *"0123456789"]
 VOCAB_SIZE = 16
 
+Problem = tuple[str, str]  # prompt, answer
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+
+def make_tokenizer(vocabulary: Sequence[str] = VOCABULARY) -> PreTrainedTokenizerFast:
     """One token a character."""
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(VOCABULARY)}, unk_token=PAD))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END)
@@ -62,41 +65,54 @@ def make_numbers(count: int, seed: int) -> list[str]:
     return list(numbers)
 
 
+def reversals(numbers: list[str]) -> list[Problem]:
+    return [(number + ANSWER, number[::-1]) for number in numbers]
+
+
 def write_prompts(path: Path, numbers: list[str]) -> None:
-    lines = (json.dumps({"prompt": number + ANSWER, "answer": number[::-1]}) for number in numbers)
+    write_problems(path, reversals(numbers))
+
+
+def write_problems(path: Path, problems: list[Problem]) -> None:
+    """One prompt a line, as `data.train_path` is read."""
+    lines = (json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in problems)
     path.write_text("\n".join(lines) + "\n")
 
 
-def encode_batch(numbers: list[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+def encode_batch(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
     """(input ids, labels) [batch, length]; labels are −100 but for the answer and its end token."""
     rows, labels = [], []
-    for number in numbers:
-        prompt = tokenizer.encode(number + ANSWER)
-        answer = [*tokenizer.encode(number[::-1]), tokenizer.eos_token_id]
-        rows.append(torch.tensor(prompt + answer))
-        labels.append(torch.tensor([-100] * len(prompt) + answer))
+    for prompt, answer in problems:
+        prompt_ids = tokenizer.encode(prompt)
+        answer_ids = [*tokenizer.encode(answer), tokenizer.eos_token_id]
+        rows.append(torch.tensor(prompt_ids + answer_ids))
+        labels.append(torch.tensor([-100] * len(prompt_ids) + answer_ids))
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=-100)
 
 
 @torch.no_grad()
-def exact_match(model: Qwen2ForCausalLM, numbers: list[str], tokenizer: PreTrainedTokenizerFast) -> float:
-    """Share of numbers that greedy decoding reverses. Teacher forcing tells: all answer tokens must be the argmax."""
-    ids, labels = encode_batch(numbers, tokenizer)
+def exact_match(model: Qwen2ForCausalLM, problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> float:
+    """Share that greedy decoding solves. Teacher forcing tells: all answer tokens must be the argmax."""
+    ids, labels = encode_batch(problems, tokenizer)
     predicted = model(ids).logits[:, :-1].argmax(-1)
     wanted = labels[:, 1:]
     return float(((predicted == wanted) | (wanted == -100)).all(dim=1).float().mean())
 
 
 def warm_up(
-    model: Qwen2ForCausalLM, numbers: list[str], held_out: list[str], tokenizer: PreTrainedTokenizerFast, target: float
+    model: Qwen2ForCausalLM,
+    problems: list[Problem],
+    held_out: list[Problem],
+    tokenizer: PreTrainedTokenizerFast,
+    target: float,
 ) -> float:
-    """Supervised steps until `target` of the held-out numbers is solved; returns the share that is."""
+    """Supervised steps until `target` of the held-out problems is solved; returns the share that is."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     generator = random.Random(0)
     solved = 0.0
     for step in range(1, 501):
-        ids, labels = encode_batch(generator.sample(numbers, 64), tokenizer)
+        ids, labels = encode_batch(generator.sample(problems, 64), tokenizer)
         logits = model(ids).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         optimizer.zero_grad()
@@ -128,7 +144,7 @@ def main() -> None:
     write_prompts(options.output / "train.jsonl", numbers)
     write_prompts(options.output / "eval.jsonl", held_out)
     tokenizer, model = make_tokenizer(), make_model(options.seed)
-    solved = warm_up(model, numbers, held_out, tokenizer, options.target)
+    solved = warm_up(model, reversals(numbers), reversals(held_out), tokenizer, options.target)
     tokenizer.save_pretrained(options.output / "start")
     model.save_pretrained(options.output / "start")
     stamp.write_text(json.dumps({"settings": settings, "held_out_exact_match": solved}))

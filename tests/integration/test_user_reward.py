@@ -1,4 +1,4 @@
-"""A user's reward function in a real run: one that raises, hangs or dies costs its own samples and never the run."""
+"""A user's function in a real run: a mistake costs its own samples; where nothing is answered at all, the run stops."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ def score(prompt, response, answer):
     if kind == 3:
         os._exit(7)
     return len(response) / 10, response == answer
+"""
+
+PREFERENCE = """
+from pathlib import Path
+
+def longer(prompt, first, second, answer):
+    if prompt in Path("outage").read_text().splitlines():
+        raise OSError("no licence server")
+    return 0.5 + (len(first) - len(second)) / 20
 """
 
 
@@ -51,3 +60,39 @@ def test_a_reward_that_misbehaves(tmp_path: Path) -> None:
     assert 0 < failed < len(responses)
     assert {line["reward_errors"] for line in tiny_task.steps(tmp_path / "run")} == {float(failed)}
     assert "failed on" in done.stderr and "default" in done.stderr
+
+
+def test_a_preference_that_answers_nothing(tmp_path: Path) -> None:
+    """The run stops before it learns from ties; continued, it is the run that had no outage."""
+    task = tiny_task.make_task(tmp_path / "task")
+    (tmp_path / "my_preference.py").write_text(PREFERENCE)
+    (tmp_path / "outage").write_text("")
+    changes = {
+        "objective": "sppo_win_rate",
+        "reward.kind": "pairwise_function",
+        "reward.function": "my_preference:longer",
+        "data.eval_path": "null",
+    }
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    done = tiny_task.run(tiny_task.overrides(task, expected, **changes), ranks=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+    second = (expected / "rollouts" / "iteration_000001.jsonl").read_text().splitlines()
+    (tmp_path / "outage").write_text("\n".join(json.loads(line)["prompt"] for line in second))
+    stopped = tiny_task.run(tiny_task.overrides(task, run, **changes), ranks=2, cwd=tmp_path)
+    assert stopped.returncode == 1
+    assert "answered none of the questions of iteration 1" in stopped.stderr
+    assert "no licence server" in stopped.stderr and "checkpoint.load=latest" in stopped.stderr
+    assert "Traceback" not in stopped.stderr.partition("training stopped")[0]
+    assert {line["iteration"] for line in tiny_task.steps(run)} == {0}
+
+    (tmp_path / "outage").write_text("")
+    changes["checkpoint.load"] = "latest"
+    done = tiny_task.run(tiny_task.overrides(task, run, **changes), ranks=2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ignored = ("pairwise_function_seconds",)
+    lines, wanted = (
+        [{key: value for key, value in line.items() if key not in ignored} for line in tiny_task.steps(folder)]
+        for folder in (run, expected)
+    )
+    assert lines == wanted and len(wanted) == 9

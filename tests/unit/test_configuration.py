@@ -42,11 +42,13 @@ def test_there_are_files():
 
 def complete_reward(config):
     """What a kind needs besides its file."""
-    config.reward.function = "module:name" if config.reward.kind == "function" else None
+    config.reward.function = "module:name" if config.reward.kind in ("function", "pairwise_function") else None
     config.reward.judge.urls = ["http://127.0.0.1:8000"]
     config.reward.model.path = "somewhere"
     config.reward.mixture = [{"kind": "numeric", "weight": 1.0}] if config.reward.kind == "mixture" else []
-    if config.reward.kind in ("judge", "pairwise_model"):
+    if config.reward.kind == "none":
+        config.objective.pairwise, config.objective.beta = "spin", 0.1
+    if config.reward.kind in ("judge", "pairwise_model", "pairwise_function"):
         config.objective.reward = "win_rate"
 
 
@@ -68,6 +70,9 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
         config.rollout.server.urls = ["http://127.0.0.1:8100"]
     if group == "reward":
         complete_reward(config)
+    if config.objective.pairwise is not None:
+        config.train.micro_batch_size = 2
+        config.data.response_key = "gold" if config.objective.pairwise == "spin" else None
     sizes = config.parallelism
     world = sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * sizes.context_parallel_size
     expert_tensor = sizes.expert_tensor_parallel_size or sizes.tensor_model_parallel_size

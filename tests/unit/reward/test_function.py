@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppo_megatron.reward.function import load_function, to_score
+from sppo_megatron.reward.function import PAIR_ARGUMENTS, load_function, to_probability, to_score
 from sppo_megatron.reward.verifiers import Score
 
 
@@ -53,6 +53,11 @@ def test_what_is_wrong_is_said_with_a_fix(in_folder, path, message):
         load_function(path)
 
 
+def test_arguments_of_a_pair(in_folder):
+    with pytest.raises(ValueError, match=r"called as f\(prompt, first, second, answer\)"):
+        load_function("own_rewards:good", PAIR_ARGUMENTS)
+
+
 def test_a_console_script_finds_it_too(in_folder):
     """sys.path of a console script doesn't hold the current directory; `python -P` leaves it out likewise."""
     code = "from sppo_megatron.reward.function import load_function; print(load_function('own_rewards:good')(1, 2, 3))"
@@ -91,3 +96,16 @@ def test_results_understood(result, score):
 def test_results_refused(result):
     with pytest.raises(ValueError, match="the reward function returned"):
         to_score(result)
+
+
+@pytest.mark.parametrize(
+    ("result", "probability"), [(0, 0.0), (1.0, 1.0), (0.25, 0.25), (True, 1.0), (np.float32(0.5), 0.5)]
+)
+def test_probabilities_understood(result, probability):
+    assert to_probability(result) == probability
+
+
+@pytest.mark.parametrize("result", [-0.01, 1.01, float("nan"), None, "0.5", (0.5, True)])
+def test_probabilities_refused(result):
+    with pytest.raises(ValueError, match="the reward function returned"):
+        to_probability(result)

@@ -9,7 +9,7 @@ import torch
 from sppo_megatron.config import ObjectiveConfig
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.objective.win_rate import check_preference
-from sppo_megatron.reward.preference import ordered_pairs, preference_matrix, set_preference
+from sppo_megatron.reward.preference import nothing_answered, ordered_pairs, preference_matrix, set_preference
 from sppo_megatron.reward.targets import build_targets
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -28,6 +28,20 @@ def test_pairs_of_responses_that_differ():
 def test_orders_are_averaged_and_half_a_pair_is_a_tie():
     matrix = preference_matrix(3, {(0, 1): 0.9, (1, 0): 0.3, (0, 2): 1.0})
     np.testing.assert_allclose(matrix, [[0.5, 0.8, 0.5], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]], atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        ({"judge_questions": 6.0, "judge_failed": 6.0, "judge_requests": 12.0}, True),
+        ({"judge_questions": 6.0, "judge_failed": 5.0}, False),
+        ({"judge_questions": 0.0, "judge_failed": 0.0}, False),
+        ({"pairwise_model_questions": 2.0, "pairwise_model_failed": 2.0}, True),
+        ({}, False),
+    ],
+)
+def test_nothing_answered(metrics, expected):
+    assert nothing_answered(metrics) is expected
 
 
 def test_any_answers_make_a_preference():
