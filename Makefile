@@ -11,7 +11,7 @@ DEMO_OUTPUT := outputs/demo
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup test test-kills test-report fast lint format demo clean
+.PHONY: setup test test-kills test-nash test-report fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -43,8 +43,13 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	$(PIP) --no-deps --target .triton --upgrade --requirement requirements/triton-interpreter.txt
 	touch $@
 
+# In a folder of its own: the Bridge imports Transformer Engine, which its tests stand in for.
+.bridge/.setup: requirements/megatron-bridge.txt | $(VENV)/.setup
+	$(PIP) --no-deps --ignore-requires-python --target .bridge --upgrade --requirement requirements/megatron-bridge.txt
+	touch $@
+
 # The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
-test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup
+test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup .bridge/.setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Unit tests only, without the kernels in Triton's interpreter.
@@ -54,6 +59,10 @@ fast: $(VENV)/.setup-test
 # Promise 5 at length: twenty kills and more, about half an hour.
 test-kills: $(VENV)/.setup-test
 	SPPO_KILLS=24 SPPO_KILL_ITERATIONS=160 $(BIN)/python -m pytest tests/integration/test_kills.py -s --timeout 3600
+
+# Self-play on a known game at length: the average policy's distance to the Nash mix, printed.
+test-nash: $(VENV)/.setup-test
+	SPPO_NASH_LONG=1 $(BIN)/python -m pytest tests/integration/test_nash.py -s --timeout 3600
 
 # The report in a real browser, which Debian's package manager installs where there is none (as root).
 test-report: $(VENV)/.setup-test
@@ -76,4 +85,4 @@ demo: $(VENV)/.setup
 	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
 
 clean:
-	rm -rf $(VENV) .triton outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton .bridge outputs .pytest_cache .mypy_cache .ruff_cache

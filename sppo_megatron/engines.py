@@ -42,8 +42,11 @@ class Engines:
     ahead: RolloutsAhead | None = None
 
 
-def build_replica(config: Config, inputs: Inputs) -> VllmReplica | None:
-    """vLLM's share of this rank, where configured. Before the policy: vLLM wants to see the device's memory free."""
+def build_replica(config: Config, inputs: Inputs, standalone: bool = False) -> VllmReplica | None:
+    """vLLM's share of this rank, where configured. Before the policy: vLLM wants to see the device's memory free.
+
+    standalone: no trainer is beside it: see EngineSettings.
+    """
     if config.rollout.engine != "vllm":
         return None
     v = config.rollout.vllm
@@ -57,6 +60,7 @@ def build_replica(config: Config, inputs: Inputs) -> VllmReplica | None:
         kv_cache_memory_mib=v.kv_cache_memory_mib,
         enforce_eager=v.enforce_eager,
         engine_args=v.engine_args,
+        standalone=standalone,
     )
     return VllmReplica(settings, world_size=dist.get_world_size())
 
@@ -64,16 +68,16 @@ def build_replica(config: Config, inputs: Inputs) -> VllmReplica | None:
 def build_engines(config: Config, inputs: Inputs, generator: Generator, replica: VllmReplica | None) -> Engines:
     """Collective. Raises ConfigError where servers can't be used."""
     if inputs.replay is not None:
-        return Engines(inputs.replay, _megatron_engine(config, inputs, generator, True), InProcessSync())
+        return Engines(inputs.replay, megatron_engine(config, inputs, generator, True), InProcessSync())
     if replica is not None:
-        engine = _vllm_engine(config, inputs, replica, False)
-        evaluation = _vllm_engine(config, inputs, replica, True)
+        engine = vllm_engine(config, inputs, replica, False)
+        evaluation = vllm_engine(config, inputs, replica, True)
         return Engines(engine, evaluation, ReplicaSync(replica), _probe(config, inputs, engine))
     if config.rollout.engine == "vllm_server":
         return _server_engines(config, inputs)
     return Engines(
-        rollout=_megatron_engine(config, inputs, generator, False),
-        evaluation=_megatron_engine(config, inputs, generator, True),
+        rollout=megatron_engine(config, inputs, generator, False),
+        evaluation=megatron_engine(config, inputs, generator, True),
         weight_sync=InProcessSync(),
     )
 
@@ -93,7 +97,8 @@ def _num_samples(config: Config, for_evaluation: bool) -> int:
     return config.eval.num_samples_per_prompt if for_evaluation else config.rollout.num_samples_per_prompt
 
 
-def _megatron_engine(config: Config, inputs: Inputs, generator: Generator, for_evaluation: bool) -> MegatronEngine:
+def megatron_engine(config: Config, inputs: Inputs, generator: Generator, for_evaluation: bool) -> MegatronEngine:
+    """See MegatronEngine."""
     return MegatronEngine(
         generator,
         inputs.tokenizer,
@@ -104,7 +109,8 @@ def _megatron_engine(config: Config, inputs: Inputs, generator: Generator, for_e
     )
 
 
-def _vllm_engine(config: Config, inputs: Inputs, replica: VllmReplica, for_evaluation: bool) -> VllmEngine:
+def vllm_engine(config: Config, inputs: Inputs, replica: VllmReplica, for_evaluation: bool) -> VllmEngine:
+    """See VllmEngine."""
     return VllmEngine(
         replica,
         inputs.tokenizer,
@@ -115,26 +121,36 @@ def _vllm_engine(config: Config, inputs: Inputs, replica: VllmReplica, for_evalu
     )
 
 
-def _server_engines(config: Config, inputs: Inputs) -> Engines:
+def server_pool(config: Config) -> ServerPool:
+    """The configured rollout servers."""
     s = config.rollout.server
     api_key = os.environ.get(s.api_key_env)
     clients = [ServerClient(url, api_key=api_key, model=s.model, timeout_s=s.timeout_s) for url in s.urls]
-    pool = ServerPool(clients, concurrency=s.concurrency, retries=s.retries, backoff_s=s.backoff_s)
+    return ServerPool(clients, concurrency=s.concurrency, retries=s.retries, backoff_s=s.backoff_s)
 
-    def engine(for_evaluation: bool) -> VllmServerEngine:
-        return VllmServerEngine(
-            pool,
-            inputs.tokenizer,
-            sampling_params(config, inputs, for_evaluation),
-            num_samples_per_prompt=_num_samples(config, for_evaluation),
-            seed=config.rollout.seed,
-            unfinished_folder=None if for_evaluation else Path(config.output_dir) / "rollouts" / "unfinished",
-        )
 
-    rollout = engine(False)
+def server_engine(
+    config: Config, inputs: Inputs, pool: ServerPool, for_evaluation: bool, unfinished_folder: Path | None = None
+) -> VllmServerEngine:
+    """See VllmServerEngine."""
+    return VllmServerEngine(
+        pool,
+        inputs.tokenizer,
+        sampling_params(config, inputs, for_evaluation),
+        num_samples_per_prompt=_num_samples(config, for_evaluation),
+        seed=config.rollout.seed,
+        unfinished_folder=unfinished_folder,
+    )
+
+
+def _server_engines(config: Config, inputs: Inputs) -> Engines:
+    pool = server_pool(config)
+    unfinished_folder = Path(config.output_dir) / "rollouts" / "unfinished"
+    rollout = server_engine(config, inputs, pool, False, unfinished_folder)
     rollout.check_servers()
     ahead = RolloutsAhead(rollout) if config.rollout.ahead else None
-    return Engines(rollout, engine(True), _server_sync(config, pool), _probe(config, inputs, rollout), ahead)
+    evaluation = server_engine(config, inputs, pool, True)
+    return Engines(rollout, evaluation, _server_sync(config, pool), _probe(config, inputs, rollout), ahead)
 
 
 def _server_sync(config: Config, pool: ServerPool) -> WeightSync:

@@ -44,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_output_dir(config)
         return run(config, composed)
     except ConfigError as error:
-        return _report(f"configuration error: {error}", rank, EXIT_CONFIG_ERROR)
+        return report_end(f"configuration error: {error}", rank, EXIT_CONFIG_ERROR)
     except TrainingError as error:
-        return _report(f"training stopped: {error}", rank, EXIT_TRAINING_ERROR)
+        return report_end(f"training stopped: {error}", rank, EXIT_TRAINING_ERROR)
     except LostRankError as error:
-        return _report(f"training stopped: {error}", 0 if error.speaks else 1, EXIT_TRAINING_ERROR)
+        return report_end(f"training stopped: {error}", 0 if error.speaks else 1, EXIT_TRAINING_ERROR)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        return _report(f"training stopped: the disk is full: {error}", 0, EXIT_TRAINING_ERROR)
+        return report_end(f"training stopped: the disk is full: {error}", 0, EXIT_TRAINING_ERROR)
 
 
 def run(config: Config, composed: DictConfig) -> int:
@@ -117,7 +117,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _report(message: str, rank: int, exit_code: int) -> int:
+def report_end(message: str, rank: int, exit_code: int) -> int:
     """One message, from rank 0. The others wait for it: torchrun ends every process as soon as one has failed."""
     if rank == 0:
         print(message, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from sppo_megatron.conversion.hf_checkpoint import RandomTensors
 from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.data.batching import Sample
 from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_model_parallel, local_device
+from sppo_megatron.policy.mapped_model import MappedModel
 from sppo_megatron.policy.policy import Policy
 
 VOCAB_SIZE = 256
@@ -43,7 +44,8 @@ def tiny_policy(run: Config, **sizes: int | bool) -> Iterator[Policy]:
         groups = initialize_model_parallel(run.parallelism, seed=0)
         shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
         tensors = RandomTensors(shapes, initializer_range=0.05, seed=0)
-        policy = Policy(run, architecture, tensors, groups, total_steps=100)
+        model = MappedModel(architecture, tensors, run.model.make_vocab_size_divisible_by)
+        policy = Policy(run, model, groups, total_steps=100)
         yield policy
     finally:
         if policy is not None:

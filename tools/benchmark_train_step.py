@@ -29,6 +29,7 @@ from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.data.batching import MicroBatch, Sample
 from sppo_megatron.policy.initialize import initialize_distributed, initialize_model_parallel, local_device
 from sppo_megatron.policy.lm_head import LogProbHead
+from sppo_megatron.policy.mapped_model import MappedModel
 from sppo_megatron.policy.policy import Policy
 
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # isort: skip
@@ -74,7 +75,9 @@ def build_policy(args: argparse.Namespace) -> Policy:
         architecture = read_architecture(load_hf_config(folder))
         groups = initialize_model_parallel(run.parallelism, seed=0)
         shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
-        return Policy(run, architecture, RandomTensors(shapes, architecture.initializer_range, 0), groups, 1000)
+        tensors = RandomTensors(shapes, architecture.initializer_range, 0)
+        model = MappedModel(architecture, tensors, run.model.make_vocab_size_divisible_by)
+        return Policy(run, model, groups, 1000)
 
 
 def random_samples(args: argparse.Namespace) -> list[Sample]:

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import reduce
+from typing import TYPE_CHECKING
 
 from sppo_megatron.commands.options import (
     SIDE_FOLDER,
@@ -22,6 +23,9 @@ from sppo_megatron.commands.options import (
     progress,
     run_command,
 )
+
+if TYPE_CHECKING:
+    from sppo_megatron.conversion.hf_model import HFModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +46,8 @@ def _run(options: argparse.Namespace) -> int:
 
     check_absent(options.output, options.overwrite or options.dry_run)
     parallelism, model = parallelism_of(options), open_hf_model(options.hf_path)
+    if not model.is_mapped and not options.dry_run:
+        return _run_by_bridge(options, model)
     architecture = model.architecture
     check_target(parallelism, architecture.layout_sizes())
     tp = parallelism.tensor_model_parallel_size
@@ -56,6 +62,27 @@ def _run(options: argparse.Namespace) -> int:
         _write(partial, architecture, padded, layouts, tensors)
         model.save_side_files(partial / SIDE_FOLDER)
     print(f"wrote {options.output}: {len(layouts)} parameters, the vocabulary padded to {padded}")
+    return 0
+
+
+def _run_by_bridge(options: argparse.Namespace, model: HFModel) -> int:
+    """With the whole model in memory."""
+    import torch
+
+    from sppo_megatron.conversion.hf_checkpoint import SafetensorsFolder
+    from sppo_megatron.policy.bridge_model import BridgeModel
+    from sppo_megatron.policy.initialize import initialize_distributed
+    from sppo_megatron.policy.whole_model import store_model
+
+    source = BridgeModel(model.folder, model.hf_config)
+    check_target(parallelism_of(options), source.layout_sizes())
+    tensors = SafetensorsFolder(model.folder)
+    dtype = reduce(torch.promote_types, (tensors.source(name)[0:0].dtype for name in tensors.shapes()))
+    initialize_distributed(timeout_minutes=5)
+    with new_folder(options.output, options.overwrite) as partial:
+        store_model(source, partial, dtype)
+        model.save_side_files(partial / SIDE_FOLDER)
+    print(f"wrote {options.output} by megatron-bridge")
     return 0
 
 

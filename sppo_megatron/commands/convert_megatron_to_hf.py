@@ -22,6 +22,8 @@ from sppo_megatron.commands.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sppo_megatron.conversion.hf_model import HFModel
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="convert_megatron_to_hf", description=str(__doc__).splitlines()[0])
@@ -47,6 +49,8 @@ def _run(options: argparse.Namespace) -> int:
 
     check_absent(options.output, options.overwrite or options.dry_run)
     model = open_hf_model(config_of(options.megatron_path, options.hf_path))
+    if not model.is_mapped and not options.dry_run:
+        return _run_by_bridge(options, model)
     vocab_size = model.architecture.vocab_size
     layouts = parameter_layouts(model.architecture, vocab_size)
     initialize_distributed(timeout_minutes=5)
@@ -64,6 +68,20 @@ def _run(options: argparse.Namespace) -> int:
         # writes beside the folder and renames
         save_hf_folder(options.output, tensors(), model.hf_config, model.tokenizer, model.generation_config)
     print(f"wrote {options.output}: {len(layouts)} parameters")
+    return 0
+
+
+def _run_by_bridge(options: argparse.Namespace, model: HFModel) -> int:
+    """With the whole model in memory."""
+    from sppo_megatron.conversion.save import save_hf_folder
+    from sppo_megatron.policy.bridge_model import BridgeModel
+    from sppo_megatron.policy.initialize import initialize_distributed
+    from sppo_megatron.policy.whole_model import read_model
+
+    initialize_distributed(timeout_minutes=5)
+    tensors = read_model(BridgeModel(model.folder, model.hf_config), options.megatron_path)
+    save_hf_folder(options.output, tensors, model.hf_config, model.tokenizer, model.generation_config)
+    print(f"wrote {options.output} by megatron-bridge")
     return 0
 
 

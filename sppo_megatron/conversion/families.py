@@ -60,6 +60,6 @@ def family_of(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise ValueError(
             f"model family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}. "
-            "megatron-bridge, which knows more families, is not used by this version"
+            "Training and the converters alone take others, too, through megatron-bridge (docs/models.md)"
         )
     return FAMILIES[model_type]

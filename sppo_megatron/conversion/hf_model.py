@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.conversion.architecture import Architecture, load_hf_config, read_architecture
-from sppo_megatron.conversion.families import family_of
+from sppo_megatron.conversion.families import FAMILIES, family_of
 from sppo_megatron.conversion.fused_experts import by_expert
 from sppo_megatron.conversion.hf_checkpoint import HFTensors, SafetensorsFolder
 from sppo_megatron.conversion.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder
@@ -17,9 +17,18 @@ from sppo_megatron.conversion.hf_folder import load_generation_config, load_toke
 class HFModel:
     folder: Path
     hf_config: Any
-    architecture: Architecture
     tokenizer: Any | None
     generation_config: Any | None
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the family is one of ours."""
+        return self.hf_config.model_type in FAMILIES
+
+    @property
+    def architecture(self) -> Architecture:
+        """Raises ValueError for what isn't supported."""
+        return read_architecture(self.hf_config)
 
     def save_side_files(self, folder: Path) -> None:
         """Everything but the weights, into a new folder."""
@@ -29,12 +38,10 @@ class HFModel:
 
 
 def open_hf_model(hf_path: str) -> HFModel:
-    """Raises ValueError for what isn't there or isn't supported."""
+    """Raises ValueError for what isn't there."""
     folder = resolve_hf_folder(hf_path)
     hf_config = load_hf_config(str(folder))
-    return HFModel(
-        folder, hf_config, read_architecture(hf_config), load_tokenizer(folder), load_generation_config(folder)
-    )
+    return HFModel(folder, hf_config, load_tokenizer(folder), load_generation_config(folder))
 
 
 def open_weights(folder: Path, family: str) -> HFTensors:

@@ -1,8 +1,7 @@
-"""Prompts from JSONL files, and the endless, resumable stream the trainer draws them from."""
+"""Records become prompts; and the endless, resumable stream the trainer draws them from."""
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,24 @@ from typing import Any
 import numpy as np
 
 from sppo_megatron.config import DataConfig
+from sppo_megatron.data.human_response import human_token_ids
+from sppo_megatron.data.records import Record, Split, read_records
 from sppo_megatron.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS_SHOWN = 20
+TRAIN_SPLIT = Split(None, "train", "data.train_split")
 
 
-def load_prompts(path: str | Path, tokenizer: Any, config: DataConfig, require_answer: bool = False) -> list[Prompt]:
-    """Reads one prompt per line; `Prompt.index` is its 0-based place among the file's non-blank lines.
+def load_prompts(
+    path: str | Path,
+    tokenizer: Any,
+    config: DataConfig,
+    require_answer: bool = False,
+    split: Split = TRAIN_SPLIT,
+) -> list[Prompt]:
+    """Reads one prompt per record of what `read_records` takes; `Prompt.index` is its 0-based place among the records.
 
     tokenizer: a Hugging Face tokenizer. How a prompt becomes tokens:
 
@@ -33,7 +41,8 @@ def load_prompts(path: str | Path, tokenizer: Any, config: DataConfig, require_a
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
     Prompts longer than config.max_prompt_length tokens are dropped, with one warning that counts them.
 
-    Raises ValueError, naming every bad line at once: not JSON, a missing key, an empty prompt, a wrong type.
+    Raises ValueError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
+    where no prompt is short enough; and what `read_records` raises.
     """
     if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -43,33 +52,29 @@ def load_prompts(path: str | Path, tokenizer: Any, config: DataConfig, require_a
     begin_ids = _begin_ids(tokenizer)
     prompts: list[Prompt] = []
     problems: list[str] = []
-    index = 0
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                prompts.append(_parse_line(line, index, tokenizer, begin_ids, config, require_answer))
-            except ValueError as error:
-                problems.append(f"line {number}: {error}")
-            index += 1
+    for index, (place, record) in enumerate(read_records(path, split)):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            prompts.append(_to_prompt(record, index, tokenizer, begin_ids, config, require_answer))
+        except ValueError as error:
+            problems.append(f"{place}: {error}")
     if problems:
-        shown = problems[:MAX_PROBLEMS_SHOWN]
-        if len(problems) > len(shown):
-            shown.append(f"... and {len(problems) - len(shown)} more")
-        raise ValueError(f"{path} has {len(problems)} bad lines:\n  " + "\n  ".join(shown))
+        raise ValueError(_all_at_once(path, problems))
     return _drop_long(prompts, config.max_prompt_length, path)
 
 
-def _parse_line(
-    line: str, index: int, tokenizer: Any, begin_ids: list[int], config: DataConfig, require_answer: bool
+def _all_at_once(path: str | Path, problems: list[str]) -> str:
+    kind = problems[0].partition(" ")[0]  # line or row
+    shown = problems[:MAX_PROBLEMS_SHOWN]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    return f"{path} has {len(problems)} bad {kind}s:\n  " + "\n  ".join(shown)
+
+
+def _to_prompt(
+    record: Record, index: int, tokenizer: Any, begin_ids: list[int], config: DataConfig, require_answer: bool
 ) -> Prompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"is a JSON {type(record).__name__}, not an object")
     if config.prompt_key not in record:
         raise ValueError(f"no key {config.prompt_key!r} (data.prompt_key); the keys are {sorted(record)}")
     prompt = record[config.prompt_key]
@@ -92,7 +97,8 @@ def _parse_line(
             token_ids = begin_ids + token_ids
     if not token_ids:
         raise ValueError("the prompt has no tokens")
-    return Prompt(index=index, token_ids=np.asarray(token_ids, dtype=np.int32), text=text, answer=answer)
+    human = None if config.response_key is None else human_token_ids(record, config.response_key, tokenizer)
+    return Prompt(index, np.asarray(token_ids, dtype=np.int32), text, answer, human)
 
 
 def _text(prompt: object, key: str) -> str:
@@ -138,14 +144,22 @@ def _drop_long(prompts: list[Prompt], max_prompt_length: int | None, path: str |
     if max_prompt_length is None:
         return prompts
     kept = [prompt for prompt in prompts if len(prompt.token_ids) <= max_prompt_length]
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    if prompts and not kept:
+        raise ValueError(
+            f"{path}: all {len(prompts)} prompts are longer than data.max_prompt_length={max_prompt_length} tokens "
+            f"(the shortest has {min(lengths)}): raise it"
+        )
     if len(kept) < len(prompts):
         logger.warning(
-            "%s: dropped %d of %d prompts longer than data.max_prompt_length=%d tokens (the longest has %d)",
+            "%s: dropped %d of %d prompts longer than data.max_prompt_length=%d tokens (the longest has %d); "
+            "%d are left",
             path,
             len(prompts) - len(kept),
             len(prompts),
             max_prompt_length,
-            max(len(prompt.token_ids) for prompt in prompts),
+            max(lengths),
+            len(kept),
         )
     return kept
 

@@ -194,9 +194,7 @@ def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any)
     write(*arguments, **keywords)
 
 
-def check_fits(
-    path: Path, model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None = None
-) -> None:
+def check_fits(path: Path, model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None = None) -> None:
     """Raises ValueError where a checkpoint is of another model or optimizer, saying what differs and what to set.
 
     model: the description of the `ModelSource`.

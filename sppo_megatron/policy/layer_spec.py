@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from megatron.core.extensions.transformer_engine import TENorm
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
@@ -18,19 +15,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from sppo_megatron.fused_kernels import has_transformer_engine
 from sppo_megatron.policy.router import Router
 from sppo_megatron.policy.torch_attention import TorchAttention
-
-
-class TorchNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm, itself one fused kernel on CUDA, constructed the way Megatron constructs its norms.
-
-    Under sequence parallelism each rank norms its own slice of the sequence, so the weight's gradient is a partial
-    sum: the mark makes `finalize_model_grads` all-reduce it over the tensor-parallel group.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any):
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype, device=device)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+from sppo_megatron.policy.torch_norm import TorchNorm
 
 
 def decoder_spec(config: TransformerConfig, vp_stage: int | None, pp_rank: int) -> TransformerBlockSubmodules:
@@ -56,7 +41,7 @@ def _layer_spec(config: TransformerConfig, num_experts: int | None) -> ModuleSpe
         )
     else:
         layer = get_gpt_layer_local_spec(
-            num_experts=num_experts, normalization="RMSNorm", qk_layernorm=config.qk_layernorm
+            num_experts=num_experts, normalization=config.normalization, qk_layernorm=config.qk_layernorm
         )
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
         attention = layer.submodules.self_attention.submodules

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,9 +37,8 @@ _FUSED_KERNELS = {  # what needs Transformer Engine or apex
 def transformer_config(
     architecture: Architecture, model: ModelConfig, parallelism: ParallelismConfig, precision: PrecisionConfig
 ) -> TransformerConfig:
-    """Megatron's configuration of this model in this layout. Dropout is off: π_θ must be a function."""
-    a, p = architecture, parallelism
-    interleaved = p.virtual_pipeline_model_parallel_size is not None
+    """Megatron's configuration of this model in this layout."""
+    a = architecture
     fields: dict[str, Any] = {
         "num_layers": a.num_layers,
         "hidden_size": a.hidden_size,
@@ -55,6 +54,18 @@ def transformer_config(
         "add_bias_linear": False,
         "add_qkv_bias": a.qkv_bias,
         "qk_layernorm": a.qk_norm,
+    }
+    if a.mixture is not None:
+        fields |= _mixture_fields(a.mixture, model, parallelism)
+    if precision.fp8 is not None:
+        check_fp8_shapes(a, parallelism, precision.fp8_recipe)
+    return TransformerConfig(**fields, **run_fields(model, parallelism, precision))
+
+
+def run_fields(model: ModelConfig, p: ParallelismConfig, precision: PrecisionConfig) -> dict[str, Any]:
+    """What a run decides about any model. Dropout is off: π_θ must be a function."""
+    interleaved = p.virtual_pipeline_model_parallel_size is not None
+    fields: dict[str, Any] = {
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         "gradient_accumulation_fusion": has_transformer_engine() or has_apex_weight_gradient(),
@@ -70,14 +81,9 @@ def transformer_config(
     }
     if model.recompute_granularity == "full":
         fields |= {"recompute_method": model.recompute_method, "recompute_num_layers": model.recompute_num_layers}
-    if a.mixture is not None:
-        fields |= _mixture_fields(a.mixture, model, parallelism)
     if not has_transformer_engine():
         fields |= _FUSED_KERNELS
-    fields |= transformer_fields(precision)
-    if precision.fp8 is not None:
-        check_fp8_shapes(a, p, precision.fp8_recipe)
-    return TransformerConfig(**fields)
+    return fields | transformer_fields(precision)
 
 
 def _mixture_fields(moe: MixtureOfExperts, model: ModelConfig, p: ParallelismConfig) -> dict[str, Any]:
@@ -109,27 +115,41 @@ def build_chunks(
     groups: ProcessGroupCollection,
 ) -> list[nn.Module]:
     """This pipeline stage's model chunks, one per virtual stage, with uninitialized weights."""
+
+    def build(pre_process: bool, post_process: bool, vp_stage: int | None) -> GPTModel:
+        chunk = GPTModel(
+            config,
+            decoder_spec(config, vp_stage, groups.pp.rank()),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=architecture.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=architecture.tied_embeddings,
+            position_embedding_type="rope",
+            pg_collection=groups,
+            vp_stage=vp_stage,
+        )
+        chunk.rotary_pos_emb.inv_freq = architecture.rotary_inv_freq.to(chunk.rotary_pos_emb.inv_freq.device)
+        return chunk
+
+    return build_stages(config, groups, build)
+
+
+def build_stages(
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    build: Callable[[bool, bool, int | None], GPTModel],
+) -> list[nn.Module]:
+    """This pipeline stage's chunks on its device, in its precision. build: (pre_process, post_process, vp_stage)."""
     virtual = config.virtual_pipeline_model_parallel_size
     rank, size = groups.pp.rank(), groups.pp.size()
     chunks: list[nn.Module] = []
     for stage in range(virtual or 1):
-        vp_stage = stage if virtual else None
+        first, last = rank == 0 and stage == 0, rank == size - 1 and stage == (virtual or 1) - 1
         with _quiet_deprecation(), _output_layer_without_apex():
-            chunk = GPTModel(
-                config,
-                decoder_spec(config, vp_stage, rank),
-                vocab_size=padded_vocab_size,
-                max_sequence_length=architecture.max_position_embeddings,
-                pre_process=rank == 0 and stage == 0,
-                post_process=rank == size - 1 and stage == (virtual or 1) - 1,
-                share_embeddings_and_output_weights=architecture.tied_embeddings,
-                position_embedding_type="rope",
-                pg_collection=groups,
-                vp_stage=vp_stage,
-            )
+            chunk = build(first, last, stage if virtual else None)
         if chunk.post_process and not has_apex_weight_gradient():
             chunk.output_layer.gradient_accumulation_fusion = False
-        chunk.rotary_pos_emb.inv_freq = architecture.rotary_inv_freq.to(chunk.rotary_pos_emb.inv_freq.device)
         if torch.cuda.is_available():
             chunk.cuda(torch.cuda.current_device())
         chunks.append(Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk)

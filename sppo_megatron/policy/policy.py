@@ -15,11 +15,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from sppo_megatron.config import Config
-from sppo_megatron.conversion.architecture import Architecture
-from sppo_megatron.conversion.export import stream_hf_tensors
-from sppo_megatron.conversion.hf_checkpoint import HFTensors
-from sppo_megatron.conversion.load import load_parameters
-from sppo_megatron.conversion.mapping import parameter_layouts
 from sppo_megatron.data.batching import (
     Layout,
     MicroBatch,
@@ -37,7 +32,8 @@ from sppo_megatron.policy.fp8 import token_multiple
 from sppo_megatron.policy.initialize import local_device
 from sppo_megatron.policy.lm_head import build_heads
 from sppo_megatron.policy.loss import build_loss, regression_terms
-from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config, wrap_data_parallel
+from sppo_megatron.policy.model import wrap_data_parallel
+from sppo_megatron.policy.model_source import ModelSource
 from sppo_megatron.policy.optimizer import build_optimizer, build_scheduler
 from sppo_megatron.policy.router import mean_load_balancing_loss
 
@@ -45,32 +41,13 @@ from sppo_megatron.policy.router import mean_load_balancing_loss
 class Policy:
     """π_θ in its parallel layout, with its optimizer. Every method is collective: all ranks call it together."""
 
-    def __init__(
-        self,
-        run: Config,
-        architecture: Architecture,
-        tensors: HFTensors,
-        groups: ProcessGroupCollection,
-        total_steps: int,
-    ):
-        """Builds the model, loads `tensors` into it and wraps it. total_steps: optimizer steps of the whole run."""
+    def __init__(self, run: Config, model: ModelSource, groups: ProcessGroupCollection, total_steps: int):
+        """Builds the model, loads its weights and wraps it. total_steps: optimizer steps of the whole run."""
         self.groups = groups
         self.device = local_device()
-        self.architecture = architecture
-        self.padded_vocab_size = architecture.padded_vocab_size(
-            run.model.make_vocab_size_divisible_by, groups.tp.size()
-        )
-        self.parameter_layouts = parameter_layouts(architecture, self.padded_vocab_size)
-        self.config = transformer_config(architecture, run.model, run.parallelism, run.precision)
-        chunks = build_chunks(architecture, self.config, self.padded_vocab_size, groups)
-        load_parameters(
-            named_parameters(chunks),
-            self.parameter_layouts,
-            tensors,
-            tp_rank=groups.tp.rank(),
-            tp_size=groups.tp.size(),
-            expert_tp=(groups.expt_tp.rank(), groups.expt_tp.size()),
-        )
+        self.model = model
+        self.config, chunks = model.build(run, groups)
+        model.load_weights(chunks, groups)
         self.chunks: list[Any] = wrap_data_parallel(chunks, self.config, run, groups)
         self.optimizer = build_optimizer(self.chunks, run, groups)
         self.scheduler = build_scheduler(self.optimizer, run, total_steps)
@@ -81,7 +58,7 @@ class Policy:
         self._loss = build_loss(run.objective)
         self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
         self._log_prob_head, self.training_head = build_heads(
-            run, groups, architecture.vocab_size, regression_terms(run.objective)
+            run, groups, model.vocab_size, regression_terms(run.objective)
         )
         self._layout = Layout(
             micro_batch_size=run.train.micro_batch_size,
@@ -240,15 +217,7 @@ class Policy:
     def export_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Whole tensors by Hugging Face names, streamed, the same on every rank; every rank iterates to the end."""
         self.synchronize_parameters()
-        return stream_hf_tensors(
-            dict(named_parameters(self.chunks)),
-            self.parameter_layouts,
-            tp_group=self.groups.tp,
-            pp_group=self.groups.pp,
-            device=self.device,
-            ep_group=self.groups.ep,
-            expert_tp_group=self.groups.expt_tp,
-        )
+        return self.model.export_weights(self.chunks, self.groups)
 
 
 def _add(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:

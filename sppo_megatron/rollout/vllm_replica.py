@@ -42,6 +42,8 @@ class EngineSettings:
     max_model_len: tokens of prompt and response together. gpu_memory_utilization: share of the device that vLLM takes
     while it is awake. kv_cache_memory_mib: size of the key-value cache instead, per rank (the only way on CPU).
     engine_args: more of vLLM's own engine arguments, by their names.
+    standalone: vLLM reads the folder's weights and keeps the device to itself; else the first push brings the weights,
+    and the device is shared with a trainer.
     """
 
     folder: Path
@@ -53,24 +55,27 @@ class EngineSettings:
     kv_cache_memory_mib: int | None = None
     enforce_eager: bool = False
     engine_args: dict[str, Any] = field(default_factory=dict)
+    standalone: bool = False
 
 
 class VllmReplica:
     """A vLLM engine spread over tensor_parallel_size consecutive ranks; every rank of the job builds one.
 
-    The ranks of a replica make the same calls with the same arguments. Its weights are random until the first `load`.
+    The ranks of a replica make the same calls with the same arguments. Its weights are random until the first `load`,
+    unless it stands alone.
     Raises ImportError, saying what to install, without vLLM.
     """
 
     def __init__(self, settings: EngineSettings, *, world_size: int) -> None:
         check_vllm_installed()
-        self._on_gpu = torch.cuda.is_available()
+        on_gpu = torch.cuda.is_available()
+        self._sleeps = on_gpu and not settings.standalone
         for name, value in _ENVIRONMENT.items():
             os.environ[name] = value
         with _trainer_state_kept():
             from vllm import LLM
 
-            self._llm = LLM(**_engine_arguments(settings, world_size, self._on_gpu))
+            self._llm = LLM(**_engine_arguments(settings, world_size, on_gpu))
         self._is_asleep = False
         self.sleep()
 
@@ -104,7 +109,7 @@ class VllmReplica:
 
     def sleep(self) -> None:
         """Gives the device's memory to the trainer: weights move to the host, the cache is dropped. On CPU nothing."""
-        if self._on_gpu and not self._is_asleep:
+        if self._sleeps and not self._is_asleep:
             self._llm.sleep(level=1)
             self._is_asleep = True
 
@@ -141,9 +146,9 @@ def check_vllm_installed() -> None:
 
 
 def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -> dict[str, Any]:
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": str(settings.folder),
-        "load_format": "dummy",  # the first push brings the weights
+        "load_format": "auto" if settings.standalone else "dummy",
         "skip_tokenizer_init": True,
         "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[settings.dtype],
         "max_model_len": settings.max_model_len,
@@ -158,7 +163,8 @@ def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -
         "disable_log_stats": True,
     }
     if on_gpu:
-        arguments |= {"gpu_memory_utilization": settings.gpu_memory_utilization, "enable_sleep_mode": True}
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        arguments["enable_sleep_mode"] = not settings.standalone
     if settings.kv_cache_memory_mib is not None or not on_gpu:
         arguments["kv_cache_memory_bytes"] = (settings.kv_cache_memory_mib or 256) << 20
     return arguments | settings.engine_args

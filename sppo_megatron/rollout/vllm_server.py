@@ -52,8 +52,11 @@ class VllmServerEngine:
         self._group = group
         self._background: _Background | None = None
 
-    def check_servers(self) -> None:
-        """Raises ConfigError where no server answers, and where one can't take weights or reports other log-probs."""
+    def check_servers(self, take_weights: bool = True) -> None:
+        """Raises ConfigError where no server answers, and where one can't take weights or reports other log-probs.
+
+        take_weights: whether they will be given any.
+        """
 
         def check() -> None:
             healthy = [client for client in self._pool.clients if client.is_healthy()]
@@ -62,7 +65,8 @@ class VllmServerEngine:
                 raise ConfigError(f"no rollout server answers at {urls}: start them with `serve_rollouts --model ...`")
             self._pool.set_alive([client.url for client in healthy])
             for client in healthy:
-                _check_weight_receiver(client)
+                if take_weights:
+                    _check_weight_receiver(client)
                 _check_log_probs(client, self._params)
 
         self._on_first_rank(check)
@@ -125,7 +129,7 @@ class VllmServerEngine:
             kept = _keep(unfinished, groups) if unfinished is not None and groups else ""
             raise TrainingError(
                 f"no rollout server is left: {error}. {len(groups)} of {len(prompts)} groups were finished{kept}. "
-                "Start servers and continue with checkpoint.load=latest"
+                "Start servers and continue (a training run with checkpoint.load=latest)"
             ) from error
         groups |= dict(zip(missing, answers, strict=True))
         if unfinished is not None:

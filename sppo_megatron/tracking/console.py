@@ -1,4 +1,4 @@
-"""What the user sees: one progress bar over the iterations, and a summary at the end."""
+"""What the user sees: one progress bar, over the iterations of a run for example, and a summary at the end."""
 
 from __future__ import annotations
 
@@ -23,41 +23,44 @@ COLUMNS = (
 
 
 class ProgressDisplay:
-    """A bar in a terminal, one plain line per iteration anywhere else (a log file, CI). Use as a context manager.
+    """A bar in a terminal, one plain line per update anywhere else (a log file, CI). Use as a context manager.
 
-    iterations: of the whole run. completed: those done before a resume. enabled: whether this rank shows anything.
+    total: units of the whole run. completed: those done before a resume. enabled: whether this rank shows anything.
+    unit: what is counted.
     """
 
     def __init__(
         self,
-        iterations: int,
+        total: int,
         completed: int = 0,
         enabled: bool = True,
         console: rich.console.Console | None = None,
+        unit: str = "iteration",
     ) -> None:
-        self.iterations = iterations
+        self.total = total
+        self.unit = unit
         self.enabled = enabled
         self.console = console or rich.console.Console()
         self._bar: Progress | None = None
         if enabled and self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("iteration"),
+                TextColumn(unit),
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[numbers]}"),
                 console=self.console,
             )
-            self._task = self._bar.add_task("", total=iterations, completed=completed, numbers="")
+            self._task = self._bar.add_task("", total=total, completed=completed, numbers="")
 
     def update(self, completed: int, metrics: Mapping[str, Any]) -> None:
-        """completed: iterations done. metrics: those of the last optimizer step; COLUMNS says which are shown."""
+        """completed: units done. metrics: the latest, by name; COLUMNS says which are shown."""
         if not self.enabled:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=completed, numbers=_line(metrics))
         else:
-            print(f"iteration {completed}/{self.iterations}  {_line(metrics)}", file=self.console.file, flush=True)
+            print(f"{self.unit} {completed}/{self.total}  {_line(metrics)}", file=self.console.file, flush=True)
 
     def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:

@@ -1,4 +1,4 @@
-"""Rollouts, their data and the checkpoint to continue from."""
+"""Rollouts, and the checkpoint to continue from."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ def check_rollout(config: Config) -> Iterator[str]:
         elif not Path(r.path).exists():
             yield f"rollout.path={r.path} does not exist"
     elif data.train_path is None:
-        yield f"rollout.engine={r.engine} needs data.train_path: a JSONL file of prompts"
+        yield f"rollout.engine={r.engine} needs data.train_path: a file or folder of prompts, or a hub id"
     elif config.train.prompts_per_iteration is None:
         yield f"rollout.engine={r.engine} needs train.prompts_per_iteration"
     if r.engine != "replay":
         yield from _check_support(config)
     yield from _check_engine(config)
-    for key in ("train_path", "eval_path"):
-        path = getattr(data, key)
-        if path is not None and not Path(path).exists():
-            yield f"data.{key}={path} does not exist"
-    if (reward.kind == "function") != (reward.function is not None):
-        yield "reward.kind=function and reward.function=module:name belong together: give both or neither"
+    if (reward.kind in ("function", "pairwise_function")) != (reward.function is not None):
+        yield (
+            "reward.kind=function or pairwise_function and reward.function=module:name belong together: "
+            "give both or neither"
+        )
     if config.checkpoint.load not in (None, "latest") and not Path(config.checkpoint.load).is_dir():
         yield f"checkpoint.load={config.checkpoint.load} is neither null, latest nor a folder"
+
+
+def check_samples(config: Config) -> Iterator[str]:
+    """Whether the engine makes responses at all."""
+    if config.rollout.engine == "replay":
+        yield "rollout.engine=replay makes no responses: choose megatron, vllm or vllm_server"
 
 
 def _check_support(config: Config) -> Iterator[str]:

@@ -11,20 +11,23 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def run_once(worker: Path, argument: Path, ranks: int) -> None:
-    """Runs `worker argument` on `ranks` processes at the first call; fails at every call where that run has failed."""
-    failure = _launch(worker, argument, ranks)
+def run_once(worker: Path, argument: Path, ranks: int, *python_path: Path) -> None:
+    """Runs `worker argument` on `ranks` processes at the first call; fails at every call where that run has failed.
+
+    python_path: folders that modules are looked for in first.
+    """
+    failure = _launch(worker, argument, ranks, python_path)
     assert failure is None, failure
 
 
 @cache
-def _launch(worker: Path, argument: Path, ranks: int) -> str | None:
+def _launch(worker: Path, argument: Path, ranks: int, python_path: tuple[Path, ...]) -> str | None:
     """What the run said where it failed: a cached function forgets exceptions."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     try:
         done = subprocess.run(
             [*command, str(worker), str(argument)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (*python_path, ROOT)))},
             capture_output=True,
             text=True,
             timeout=600,

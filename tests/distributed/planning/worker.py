@@ -27,6 +27,7 @@ from sppo_megatron.conversion.hf_checkpoint import RandomTensors
 from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.data.batching import Sample
 from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_distributed, initialize_model_parallel
+from sppo_megatron.policy.mapped_model import MappedModel
 from sppo_megatron.policy.policy import Policy
 
 PROMPT, RESPONSE, MICRO_BATCHES = 17, 48, 4  # 64 tokens are fed: the last response token predicts nothing
@@ -77,7 +78,9 @@ def build_policy(config: Config) -> Policy:
     architecture = read_architecture(load_hf_config(config.model.hf_path))
     groups = initialize_model_parallel(config.parallelism, seed=0)
     shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
-    return Policy(config, architecture, RandomTensors(shapes, architecture.initializer_range, 0), groups, 10)
+    tensors = RandomTensors(shapes, architecture.initializer_range, 0)
+    model = MappedModel(architecture, tensors, config.model.make_vocab_size_divisible_by)
+    return Policy(config, model, groups, 10)
 
 
 def samples(replicas: int, vocab_size: int) -> list[tuple[Sample, ...]]:
@@ -100,7 +103,7 @@ def measure(config: Config) -> dict[str, Any]:
     policy = build_policy(config)
     parameters = [parameter for chunk in policy.chunks for parameter in chunk.parameters()]
     saved = SavedTensors(iter(parameters))
-    units = samples(policy.groups.dp.size(), policy.architecture.vocab_size)
+    units = samples(policy.groups.dp.size(), policy.model.vocab_size)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
         policy.train_step(units)
     groups = policy.groups

@@ -151,7 +151,13 @@ def test_long_prompts_are_dropped_and_counted_once(write, caplog):
     assert [p.index for p in prompts] == [1, 3]
     (record,) = caplog.records
     assert "dropped 2 of 4 prompts" in record.message
-    assert "the longest has 4" in record.message
+    assert "the longest has 4" in record.message and record.message.endswith("2 are left")
+
+
+def test_nothing_left_is_an_error(write):
+    path = write({"prompt": "one two three"}, {"prompt": "one two"})
+    with pytest.raises(ValueError, match=r"all 2 prompts are longer than .*=1 tokens .the shortest has 2"):
+        load_prompts(path, make_tokenizer(), DataConfig(max_prompt_length=1))
 
 
 def make_prompts(n):

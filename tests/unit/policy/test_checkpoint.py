@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -44,11 +43,11 @@ def saved(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fits_its_own_model_and_optimizer(policy: Policy, saved: Path) -> None:
-    check_fits(saved, policy.architecture, False, "fp32")
+    check_fits(saved, policy.model.description(), False, "fp32")
 
 
 def test_another_model_is_named(policy: Policy, saved: Path) -> None:
-    other = replace(policy.architecture, num_layers=2, qkv_bias=False)
+    other = policy.model.description() | {"num_layers": 2, "qkv_bias": False}
     with pytest.raises(ValueError, match=r"num_layers is 1 there and 2 here; qkv_bias is True there and False here$"):
         check_fits(saved, other, False, "fp32")
 
@@ -62,7 +61,7 @@ def test_another_model_is_named(policy: Policy, saved: Path) -> None:
 )
 def test_another_optimizer_is_refused_with_what_to_set(policy, saved, settings, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
-        check_fits(saved, policy.architecture, *settings)
+        check_fits(saved, policy.model.description(), *settings)
 
 
 def test_nothing_is_saved_before_the_first_step(policy: Policy, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sppo_megatron.config import Config
 from sppo_megatron.fused_kernels import has_apex_weight_gradient
+from sppo_megatron.policy.mapped_model import MappedModel
 from sppo_megatron.policy.model import build_chunks, unwrap
 from tests.tiny_policy import tiny_policy
 
@@ -19,9 +20,10 @@ def test_the_output_layer_is_built_without_apex():
     run = Config()
     run.precision.dtype = "fp32"
     with tiny_policy(run, num_hidden_layers=1) as policy:
-        config = copy.copy(policy.config)
+        config, model = copy.copy(policy.config), policy.model
+        assert isinstance(model, MappedModel)
         config.gradient_accumulation_fusion = True
-        (chunk,) = build_chunks(policy.architecture, config, policy.padded_vocab_size, policy.groups)
+        (chunk,) = build_chunks(model.architecture, config, model.padded_vocab_size(policy.groups), policy.groups)
         # whoever calls it, unlike our head, gets its gradient by autograd
         assert not unwrap(chunk).output_layer.gradient_accumulation_fusion
         with pytest.raises(RuntimeError, match="fused_weight_gradient_mlp_cuda"):
