@@ -7,7 +7,6 @@ why the heavy parts are imported inside `run`.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -20,39 +19,30 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppo_megatron.config import Config
 from sppo_megatron.configuration import compose_config, config_folder
-from sppo_megatron.errors import ConfigError, LostRankError, TrainingError
+from sppo_megatron.ending import run_to_end
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.validation import check_config
 
-EXIT_TRAINING_ERROR = 1
-EXIT_CONFIG_ERROR = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by SIGTERM or SIGUSR1, and saved; the same command continues
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one training; returns the exit code."""
     options = _parse(arguments)
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    set_up_logging(rank)
-    try:
-        config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
-        if options.cfg:
-            print(OmegaConf.to_yaml(composed), end="")
-            return 0
-        if config.checkpoint.load is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-            config.checkpoint.load = "latest"  # torchrun --max-restarts starts the same command again
-        check_config(config, world_size)
-        check_output_dir(config)
-        return run(config, composed)
-    except ConfigError as error:
-        return report_end(f"configuration error: {error}", rank, EXIT_CONFIG_ERROR)
-    except TrainingError as error:
-        return report_end(f"training stopped: {error}", rank, EXIT_TRAINING_ERROR)
-    except LostRankError as error:
-        return report_end(f"training stopped: {error}", 0 if error.speaks else 1, EXIT_TRAINING_ERROR)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return report_end(f"training stopped: the disk is full: {error}", 0, EXIT_TRAINING_ERROR)
+    set_up_logging(int(os.environ.get("RANK", "0")))
+    return run_to_end("training", lambda: _run_command(options))
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
+    if options.cfg:
+        print(OmegaConf.to_yaml(composed), end="")
+        return 0
+    if config.checkpoint.load is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        config.checkpoint.load = "latest"  # torchrun --max-restarts starts the same command again
+    check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_output_dir(config)
+    return run(config, composed)
 
 
 def run(config: Config, composed: DictConfig) -> int:
@@ -115,15 +105,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cfg", action="store_true", help="print the composed configuration and exit")
     parser.add_argument("--config-dir", help="one more folder of config groups and experiments")
     return parser.parse_args(arguments)
-
-
-def report_end(message: str, rank: int, exit_code: int) -> int:
-    """One message, from rank 0. The others wait for it: torchrun ends every process as soon as one has failed."""
-    if rank == 0:
-        print(message, file=sys.stderr, flush=True)
-    else:
-        time.sleep(30)
-    return exit_code
 
 
 if __name__ == "__main__":

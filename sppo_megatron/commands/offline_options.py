@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from sppo_megatron.config import Config
-from sppo_megatron.errors import ConfigError, LostRankError, TrainingError
+from sppo_megatron.ending import run_to_end
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.offline.batches import Shard
 from sppo_megatron.offline.write import Output
-from sppo_megatron.train import EXIT_CONFIG_ERROR, EXIT_TRAINING_ERROR, report_end, set_up_logging
+from sppo_megatron.train import set_up_logging
 
 BATCH_SIZE = 64
 
@@ -58,18 +58,10 @@ def shard_of(options: argparse.Namespace) -> Shard:
 
 def run_offline(what: str, run: Callable[[int], None]) -> int:
     """The exit code; an error that the user can mend is one message. run takes the number of processes of the job."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    set_up_logging(rank)
-    try:
-        run(world_size)
-    except ConfigError as error:
-        return report_end(f"configuration error: {error}", rank, EXIT_CONFIG_ERROR)
-    except TrainingError as error:
-        return report_end(f"{what} stopped: {error}", rank, EXIT_TRAINING_ERROR)
-    except LostRankError as error:
-        return report_end(f"{what} stopped: {error}", 0 if error.speaks else 1, EXIT_TRAINING_ERROR)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        return report_end(f"{what} stopped: the disk is full: {error}", 0, EXIT_TRAINING_ERROR)
-    return 0
+    set_up_logging(int(os.environ.get("RANK", "0")))
+
+    def run_ranks() -> int:
+        run(int(os.environ.get("WORLD_SIZE", "1")))
+        return 0
+
+    return run_to_end(what, run_ranks)

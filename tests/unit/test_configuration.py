@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sppo_megatron import train
 from sppo_megatron.config import Config
 from sppo_megatron.configuration import compose_config, config_folder
+from sppo_megatron.ending import EXIT_CONFIG_ERROR
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.validation import check_config
 
@@ -197,7 +198,7 @@ def test_cfg_of_an_own_folder(capsys, tmp_path):
     ],
 )
 def test_a_bad_configuration_is_exit_code_2_and_one_message(capsys, overrides, said):
-    assert train.main([MODEL, *overrides]) == train.EXIT_CONFIG_ERROR == 2
+    assert train.main([MODEL, *overrides]) == EXIT_CONFIG_ERROR == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("configuration error: ") and said in captured.err

@@ -34,6 +34,7 @@ FLOORS = {
         4,
     ),
     "agreement": 4,
+    "ending": 4,
     "offline": 4,
     "diagnosis": 4,
     "planning": 4,
