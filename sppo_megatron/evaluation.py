@@ -48,6 +48,7 @@ class Evaluator:
             score_over_ranks(self.scorer, groups)
         if iteration == 0:
             self.initial = groups
+        self._leave_out_unlike(groups)
         rates = self._win_rates(groups)
         if self.scorer.gives_preferences:
             _set_rewards(groups, rates.get("initial"))
@@ -55,6 +56,8 @@ class Evaluator:
             write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
         self.previous = groups
         metrics = _statistics(groups)
+        if iteration == 0:  # against itself: ½, and nothing is uncertain about it
+            return metrics | {"eval_win_rate_initial": 0.5}
         for name, rate in rates.items():
             metrics |= _with_interval(f"eval_win_rate_{name}", rate)
         return metrics
@@ -73,6 +76,14 @@ class Evaluator:
             if not fits:
                 logger.warning("%s has no answers to these evaluation prompts: no win rate against them", folder / file)
             setattr(self, name, groups if fits else None)
+
+    def _leave_out_unlike(self, groups: Sequence[Group]) -> None:
+        """Answer stands against answer: a resume with another eval.num_samples_per_prompt has nothing to compare."""
+        for name in _FILES:
+            opponents = getattr(self, name)
+            if opponents is not None and _counts(opponents) != _counts(groups):
+                logger.warning("eval.num_samples_per_prompt changed: no win rate against the %s answers", name)
+                setattr(self, name, None)
 
     def _win_rates(self, groups: list[Group]) -> dict[str, np.ndarray]:
         """P(current answer beats the other one) [prompts, samples] against each policy that is known."""
@@ -143,6 +154,10 @@ def _set_rewards(groups: Sequence[Group], rates: np.ndarray | None) -> None:
 
 def _rewards(groups: Sequence[Group]) -> np.ndarray:
     return np.array([[response.reward for response in group.responses] for group in groups], dtype=np.float64)
+
+
+def _counts(groups: Sequence[Group]) -> list[int]:
+    return [len(group.responses) for group in groups]
 
 
 def _ids(prompt: Prompt) -> list[int]:

@@ -62,7 +62,7 @@ def test_scores_win_tie_and_lose(tmp_path):
     of = evaluator(SCORES, start, second, third, folder=tmp_path)
     first = of.evaluate(0)
     assert (first["eval_reward_mean"], first["eval_exact_match"], first["eval_win_rate_initial"]) == (0.5, 0.5, 0.5)
-    assert "eval_win_rate_previous" not in first
+    assert not [name for name in first if "previous" in name or name.endswith(("_low", "_high"))]
     metrics = of.evaluate(3)
     assert metrics["eval_win_rate_initial"] == metrics["eval_win_rate_previous"] == 0.5
     metrics = of.evaluate(4)
@@ -121,6 +121,16 @@ def test_answers_to_other_prompts_are_left_out(tmp_path, caplog):
     metrics = other.evaluate(5)
     assert metrics["eval_reward_mean"] == 1.0 and "eval_win_rate_initial" not in metrics
     assert "eval_win_rate_previous" not in metrics
+
+
+def test_another_number_of_answers_is_not_compared(caplog):
+    of = evaluator(SCORES, [["7"]] * 4, [["7", "1"]] * 4, [["7", "7"]] * 4)
+    of.evaluate(0)
+    with caplog.at_level(logging.WARNING):
+        metrics = of.evaluate(1)
+    assert "eval.num_samples_per_prompt changed" in caplog.text
+    assert not [name for name in metrics if "win_rate" in name]
+    assert of.evaluate(2)["eval_win_rate_previous"] == 0.75
 
 
 def test_which_metric_says_what_is_best():
