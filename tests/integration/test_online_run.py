@@ -86,7 +86,9 @@ def test_output_folder(output: Path) -> None:
     config = yaml.safe_load((output / "config.yaml").read_text())
     assert config["parallelism"]["tensor_model_parallel_size"] == 2
     assert list((output / "tensorboard").glob("events*"))
-    assert [path.name for path in sorted((output / "checkpoints").iterdir())] == ["step_00000009"]
+    best = max(tiny_task.evaluations(output), key=lambda line: line["eval_reward_mean"])["eval_step"]
+    kept = {"best", f"step_{best:08d}"} if best else set()  # the policy before training counts, too
+    assert {path.name for path in (output / "checkpoints").iterdir()} == kept | {"step_00000009"}
     model = AutoModelForCausalLM.from_pretrained(output / "hf")
     start = AutoModelForCausalLM.from_pretrained(output.parent / "task" / "start")
     changed = [float((a - b).abs().max()) for a, b in zip(model.parameters(), start.parameters(), strict=True)]

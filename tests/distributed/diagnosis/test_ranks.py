@@ -63,9 +63,10 @@ def test_wrong_values(results):
 
 
 def test_slow(results):
-    slow = named(results["slow"])
+    """By what it computes: three ranks on two cores delay each other's links, too."""
+    slow = {subject: text for subject, text in named(results["slow"]).items() if "slow: computes" in text}
     assert set(slow) == {"rank 1"}
-    assert "slow: computes" in slow["rank 1"] and "FLOP/s, the others" in slow["rank 1"]
+    assert "FLOP/s, the others" in slow["rank 1"]
 
 
 def test_other_versions(results):
