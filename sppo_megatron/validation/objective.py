@@ -59,4 +59,4 @@ def _check_pairwise(config: Config) -> Iterator[str]:
     for key in ("minibatch_size",) if packed else ("minibatch_size", "micro_batch_size"):
         size = getattr(config.train, key)
         if size is not None and size % 2:
-            yield f"train.{key}={size} must be even: a pair is two sequences"
+            yield f"train.{key}={size} must be even: a pair is two sequences. Set it to {size + 1}"
