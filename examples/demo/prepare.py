@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 PAD, END, ANSWER = "<pad>", "<end>", "="
 VOCABULARY = [PAD, END, ANSWER, *"0123456789"]
 VOCAB_SIZE = 16
+HELD_OUT = 256  # problems
 
 Problem = tuple[str, str]  # prompt, answer
 
@@ -67,10 +68,6 @@ def make_numbers(count: int, seed: int) -> list[str]:
 
 def reversals(numbers: list[str]) -> list[Problem]:
     return [(number + ANSWER, number[::-1]) for number in numbers]
-
-
-def write_prompts(path: Path, numbers: list[str]) -> None:
-    write_problems(path, reversals(numbers))
 
 
 def write_problems(path: Path, problems: list[Problem]) -> None:
@@ -125,9 +122,12 @@ def warm_up(
     return solved
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"))
+def prepare(
+    description: str | None, output: str, make_problems: Callable[[int], list[Problem]], vocabulary: list[str]
+) -> None:
+    """The command: problems by the seed, the first 256 of them held out, and a model warmed up on the others."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--target", type=float, default=0.5, help="held-out exact match to stop the warm-up at")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -139,17 +139,17 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    numbers = make_numbers(4096 + 256, options.seed)
-    held_out, numbers = numbers[:256], numbers[256:]
-    write_prompts(options.output / "train.jsonl", numbers)
-    write_prompts(options.output / "eval.jsonl", held_out)
-    tokenizer, model = make_tokenizer(), make_model(options.seed)
-    solved = warm_up(model, reversals(numbers), reversals(held_out), tokenizer, options.target)
+    problems = make_problems(options.seed)
+    held_out, problems = problems[:HELD_OUT], problems[HELD_OUT:]
+    write_problems(options.output / "train.jsonl", problems)
+    write_problems(options.output / "eval.jsonl", held_out)
+    tokenizer, model = make_tokenizer(vocabulary), make_model(options.seed)
+    solved = warm_up(model, problems, held_out, tokenizer, options.target)
     tokenizer.save_pretrained(options.output / "start")
     model.save_pretrained(options.output / "start")
     stamp.write_text(json.dumps({"settings": settings, "held_out_exact_match": solved}))
-    print(f"starting model: {options.output / 'start'}, {solved:.0%} of the held-out prompts solved")
+    print(f"starting model: {options.output / 'start'}, {solved:.0%} of the held-out problems solved")
 
 
 if __name__ == "__main__":
-    main()
+    prepare(__doc__, "outputs/demo", lambda seed: reversals(make_numbers(4096 + HELD_OUT, seed)), VOCABULARY)

@@ -36,8 +36,9 @@ def make_task(folder: Path) -> Path:
     demo = demo_module()
     folder.mkdir(parents=True, exist_ok=True)
     numbers = demo.make_numbers(40, seed=1)
-    demo.write_prompts(folder / "train.jsonl", numbers[:32])
-    demo.write_prompts(folder / "eval.jsonl", numbers[32:])
+    problems = demo.reversals(numbers)
+    demo.write_problems(folder / "train.jsonl", problems[:32])
+    demo.write_problems(folder / "eval.jsonl", problems[32:])
     demo.make_tokenizer().save_pretrained(folder / "start")
     demo.make_model(seed=1).save_pretrained(folder / "start")
     return folder

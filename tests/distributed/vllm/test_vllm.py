@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in {model for _, model, _ in LAYOUTS.values()}:
         models.make_model(kind, path / kind, **WIDE)
         demo.make_tokenizer().save_pretrained(path / kind)
-    demo.write_prompts(path / "prompts.jsonl", demo.make_numbers(7, seed=3))
+    demo.write_problems(path / "prompts.jsonl", demo.reversals(demo.make_numbers(7, seed=3)))
     return path
 
 
