@@ -39,15 +39,14 @@ class Evaluator:
     def evaluate(self, iteration: int) -> dict[str, float]:
         """Metrics of the policy after so many iterations, the same on every rank. Collective.
 
-        eval_reward_mean; eval_exact_match where the reward defines a right answer; response statistics; and for
+        eval_reward_mean; eval_reward_errors, the answers that couldn't be scored or compared, where a comparison counts
+        as a tie; eval_exact_match where the reward defines a right answer; response statistics; and for
         `initial` and `previous` eval_win_rate_*, with the ends of its 95% interval over prompts (*_low, *_high). Where
         the reward is a preference, eval_reward_mean is the win rate against the initial policy.
         """
         groups = self.engine.generate(self.prompts, 0)
         if not self.scorer.gives_preferences:
             score_over_ranks(self.scorer, groups)
-        if iteration == 0:
-            self.initial = groups
         self._leave_out_unlike(groups)
         rates = self._win_rates(groups)
         if self.scorer.gives_preferences:
@@ -56,10 +55,11 @@ class Evaluator:
             write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
         self.previous = groups
         metrics = _statistics(groups)
-        if iteration == 0:  # against itself: ½, and nothing is uncertain about it
-            return metrics | {"eval_win_rate_initial": 0.5}
         for name, rate in rates.items():
             metrics |= _with_interval(f"eval_win_rate_{name}", rate)
+        if iteration == 0:
+            self.initial = groups
+            metrics["eval_win_rate_initial"] = 0.5  # against itself, and nothing is uncertain about it
         return metrics
 
     def write(self, folder: Path) -> None:
@@ -96,8 +96,6 @@ class Evaluator:
         return rates
 
     def _against(self, opponents: Sequence[Group], groups: Sequence[Group]) -> np.ndarray:
-        if opponents is groups:
-            return np.full((len(groups), len(groups[0].responses)), 0.5)
         if not self.scorer.gives_preferences:
             return 0.5 + 0.5 * np.sign(_rewards(groups) - _rewards(opponents))
         duels = [
@@ -106,6 +104,9 @@ class Evaluator:
             for mine, other in zip(group.responses, opponent.responses, strict=True)
         ]
         score_over_ranks(self.scorer, duels)
+        answers = [response for group in groups for response in group.responses]
+        for answer, duel in zip(answers, duels, strict=True):
+            answer.error = answer.error or duel.responses[0].error
         wins = [0.5 if duel.preference is None else float(duel.preference[0, 1]) for duel in duels]
         return np.array(wins).reshape(len(groups), -1)
 
@@ -131,6 +132,7 @@ def _statistics(groups: Sequence[Group]) -> dict[str, float]:
     responses = [response for group in groups for response in group.responses]
     metrics = {
         "eval_reward_mean": float(np.mean([response.reward for response in responses])),
+        "eval_reward_errors": float(sum(response.error is not None for response in responses)),
         "eval_response_length_mean": float(np.mean([len(response.token_ids) for response in responses])),
         "eval_truncation_rate": float(np.mean([response.finish_reason == "length" for response in responses])),
     }

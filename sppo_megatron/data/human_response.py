@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import numpy as np
 
+from sppo_megatron.data.length_filter import keep_short
 from sppo_megatron.types import Prompt
-
-logger = logging.getLogger(__name__)
 
 
 def human_token_ids(record: dict[str, Any], key: str, tokenizer: Any) -> np.ndarray:
@@ -36,21 +34,11 @@ def drop_long_responses(prompts: list[Prompt], max_response_length: int, path: s
 
     Raises ValueError where none is left.
     """
-    lengths = [0 if prompt.human_token_ids is None else len(prompt.human_token_ids) for prompt in prompts]
-    kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= max_response_length]
-    if prompts and not kept:
-        raise ValueError(
-            f"{path}: every human response has more than rollout.max_response_length={max_response_length} tokens "
-            f"(the shortest has {min(lengths)}): raise it"
-        )
-    if len(kept) < len(prompts):
-        logger.warning(
-            "%s: dropped %d of %d prompts whose human response has more than rollout.max_response_length=%d tokens "
-            "(the longest has %d)",
-            path,
-            len(prompts) - len(kept),
-            len(prompts),
-            max_response_length,
-            max(lengths),
-        )
-    return kept
+    return keep_short(
+        prompts,
+        lambda prompt: 0 if prompt.human_token_ids is None else len(prompt.human_token_ids),
+        max_response_length,
+        "rollout.max_response_length",
+        "human responses",
+        path,
+    )

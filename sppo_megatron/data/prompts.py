@@ -10,6 +10,7 @@ import numpy as np
 
 from sppo_megatron.config import DataConfig
 from sppo_megatron.data.human_response import human_token_ids
+from sppo_megatron.data.length_filter import keep_short
 from sppo_megatron.data.records import Record, Split, read_records
 from sppo_megatron.types import Prompt
 
@@ -61,7 +62,10 @@ def load_prompts(
             problems.append(f"{place}: {error}")
     if problems:
         raise ValueError(_all_at_once(path, problems))
-    return _drop_long(prompts, config.max_prompt_length, path)
+    if config.max_prompt_length is None:
+        return prompts
+    limit, key = config.max_prompt_length, "data.max_prompt_length"
+    return keep_short(prompts, lambda prompt: len(prompt.token_ids), limit, key, "prompts", path)
 
 
 def _all_at_once(path: str | Path, problems: list[str]) -> str:
@@ -138,30 +142,6 @@ def _begin_ids(tokenizer: Any) -> list[int]:
     without = tokenizer("a", add_special_tokens=False)["input_ids"]
     adds_begin = begin is not None and with_specials[:1] == [begin] and without[:1] != [begin]
     return [begin] if adds_begin else []
-
-
-def _drop_long(prompts: list[Prompt], max_prompt_length: int | None, path: str | Path) -> list[Prompt]:
-    if max_prompt_length is None:
-        return prompts
-    kept = [prompt for prompt in prompts if len(prompt.token_ids) <= max_prompt_length]
-    lengths = [len(prompt.token_ids) for prompt in prompts]
-    if prompts and not kept:
-        raise ValueError(
-            f"{path}: all {len(prompts)} prompts are longer than data.max_prompt_length={max_prompt_length} tokens "
-            f"(the shortest has {min(lengths)}): raise it"
-        )
-    if len(kept) < len(prompts):
-        logger.warning(
-            "%s: dropped %d of %d prompts longer than data.max_prompt_length=%d tokens (the longest has %d); "
-            "%d are left",
-            path,
-            len(prompts) - len(kept),
-            len(prompts),
-            max_prompt_length,
-            max(lengths),
-            len(kept),
-        )
-    return kept
 
 
 class PromptStream:

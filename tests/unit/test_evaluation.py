@@ -19,6 +19,13 @@ SCORES = {"kind": "numeric"}
 PREFERENCES = {"kind": "pairwise_function", "function": "tests.unit.test_evaluation:longer_is_better"}
 
 
+def refuses(prompt: str, first: str, second: str, answer: str | None) -> float:
+    """Fails about prompts 1 and 3."""
+    if prompt in ("prompt 1", "prompt 3"):
+        raise RuntimeError("no opinion")
+    return 0.9 if len(first) > len(second) else 0.1
+
+
 def longer_is_better(prompt: str, first: str, second: str, answer: str | None) -> float:
     return 0.5 + 0.1 * np.clip(len(first) - len(second), -4, 4)
 
@@ -121,6 +128,17 @@ def test_answers_to_other_prompts_are_left_out(tmp_path, caplog):
     metrics = other.evaluate(5)
     assert metrics["eval_reward_mean"] == 1.0 and "eval_win_rate_initial" not in metrics
     assert "eval_win_rate_previous" not in metrics
+
+
+def test_comparisons_that_fail_are_ties_and_counted(tmp_path):
+    refusing = PREFERENCES | {"function": "tests.unit.test_evaluation:refuses"}
+    of = evaluator(refusing, [["a"]] * 4, [["bb"]] * 4, folder=tmp_path)
+    assert of.evaluate(0)["eval_reward_errors"] == 0
+    metrics = of.evaluate(1)
+    assert metrics["eval_win_rate_initial"] == pytest.approx((0.9 + 0.5 + 0.9 + 0.5) / 4)
+    assert metrics["eval_reward_errors"] == 2
+    assert "no opinion" in (tmp_path / "iteration_000001.jsonl").read_text()
+    of.scorer.close()
 
 
 def test_another_number_of_answers_is_not_compared(caplog):

@@ -48,11 +48,12 @@ def test_long_responses_are_dropped_and_counted(caplog):
     with caplog.at_level(logging.WARNING):
         kept = drop_long_responses(prompts_with(3, 9, None, 4), 4, "train.jsonl")
     assert [prompt.index for prompt in kept] == [0, 2, 3]
-    assert "train.jsonl: dropped 1 of 4 prompts" in caplog.text and "the longest has 9" in caplog.text
+    assert "train.jsonl: dropped 1 of 4 human responses longer than rollout.max_response_length=4" in caplog.text
+    assert "the longest has 9); 3 are left" in caplog.text
     caplog.clear()
     assert len(drop_long_responses(prompts_with(3, None), 4, "train.jsonl")) == 2 and not caplog.text
 
 
 def test_nothing_left():
-    with pytest.raises(ValueError, match=r"every human response .*max_response_length=2 tokens .the shortest has 3"):
+    with pytest.raises(ValueError, match=r"all 2 human responses .*max_response_length=2 tokens .the shortest has 3"):
         drop_long_responses(prompts_with(3, 9), 2, "train.jsonl")
