@@ -31,27 +31,26 @@ def add_linear_gradients(
     None computes their logits again. hidden_complete: called when grad_hidden is finished, before the last product for
     grad_weight, so that a reduction over ranks can run at the same time.
 
-    Vocabulary outer, tokens inner: a slice of grad_weight that can't be accumulated in place is summed in one small
-    accumulator of the compute dtype, before the next one starts. Padding rows are never visited.
+    Vocabulary outer, tokens inner: a slice of grad_weight is finished before the next one starts. Padding rows are
+    never visited.
     """
     # upstream gradients may be too small or too large for float16 operands
-    unit, gradient = gradient.normalized() if tiles.mixed else (1.0, gradient)
-    row = gradient.row.unsqueeze(1)
-    tile_tokens = max((end - token for token, end in tiles.tokens), default=0)
-    weighted_rows = row.new_empty(0 if grad_weight is None else tile_tokens, hidden.shape[1])
-    in_place = grad_weight is not None and grad_weight.dtype == tiles.dtype and not tiles.mixed
-    last = (len(tiles.columns) - 1, len(tiles.tokens) - 1)
+    unit, gradient = gradient.normalized() if tiles.operand_dtype == torch.float16 else (None, gradient)
+    operands = _TokenOperands(hidden, tiles, gradient, wanted=grad_weight is not None)
+    alpha, last = -1 / tiles.temperature, (len(tiles.columns) - 1, len(tiles.tokens) - 1)
 
     def finish_hidden() -> None:
         if grad_hidden is not None:
-            grad_hidden.mul_(row * (unit / -tiles.temperature))
+            operands.weight_(grad_hidden)
+            if unit is not None:
+                grad_hidden.mul_(unit)
         hidden_complete()
 
     for i, (column, end_column) in enumerate(tiles.columns):
         head = tiles.head(column, end_column)
-        if grad_weight is not None:
-            grad_slice = grad_weight[column:end_column]
-            accumulator = grad_slice if in_place else torch.zeros_like(grad_slice, dtype=tiles.dtype)
+        grad_slice = None if grad_weight is None else grad_weight[column:end_column]
+        in_place = grad_slice is not None and unit is None and _is_rounded_once(grad_slice, tiles)
+        total = grad_slice if in_place or grad_slice is None else torch.zeros_like(grad_slice, dtype=tiles.dtype)
         for j, (token, end) in enumerate(tiles.tokens):
             tile, scratch = tiles.buffers(token, end, column, end_column)
             if kept is None:
@@ -60,17 +59,48 @@ def add_linear_gradients(
             position = shard.locate(targets[token:end], column, end_column - column)
             tile = gradient.write(tile, token, position, tiles.operand_dtype, scratch, tiles.scale, reference)
             if grad_hidden is not None:
-                tiles.add_product(grad_hidden[token:end], tile, head)
+                tiles.add_product(grad_hidden[token:end], tile, head, alpha)
             if (i, j) == last:
                 finish_hidden()
-            if grad_weight is not None:
-                # the coefficient of a token goes onto its row of hidden, not onto its row of the much wider tile
-                weighted = torch.mul(hidden[token:end], row[token:end], out=weighted_rows[: end - token])
-                tiles.add_product(accumulator, tile.t(), tiles.operand(weighted), alpha=-1 / tiles.temperature)
-        if grad_weight is not None and not in_place:
-            grad_slice.add_(accumulator.mul_(unit))
+            if total is not None:
+                tiles.add_product(total, tile.t(), operands.rows(token, end), alpha)
+        if grad_slice is not None and total is not None and not in_place:
+            grad_slice.add_(total if unit is None else total.mul_(unit))
     if min(last) < 0:  # a shard of padding, or no token: no tile, but ranks still reduce together
         finish_hidden()
+
+
+def _is_rounded_once(grad_slice: Tensor, tiles: LogitTiles) -> bool:
+    """Whether products can be added straight to grad_slice: kept in the compute dtype, or written by one product."""
+    return grad_slice.dtype == tiles.dtype or (len(tiles.tokens) == 1 and grad_slice.dtype == tiles.operand_dtype)
+
+
+class _TokenOperands:
+    """The hidden states [N, H] as operands for the gradient of the head, times the coefficients that the tile lacks.
+
+    Without kernels the coefficient of a token goes onto its row of hidden, not onto its row of the much wider tile.
+    wanted: whether `rows` will be called; the buffer of weighted rows is owned here, one tile of tokens overwrites
+    the other.
+    """
+
+    def __init__(self, hidden: Tensor, tiles: LogitTiles, gradient: LogitGradient, wanted: bool) -> None:
+        self._hidden, self._tiles, self._buffer = hidden, tiles, None
+        self._row = None if gradient.row is None or gradient.kernels is not None else gradient.row.unsqueeze(1)
+        if self._row is not None and wanted:
+            tokens = max((end - token for token, end in tiles.tokens), default=0)
+            self._buffer = self._row.new_empty(tokens, hidden.shape[1])
+
+    def rows(self, token: int, end: int) -> Tensor:
+        """[end - token, H] in the operand dtype, valid until the next call."""
+        if self._row is None or self._buffer is None:
+            return self._tiles.rows[token:end]
+        weighted = torch.mul(self._hidden[token:end], self._row[token:end], out=self._buffer[: end - token])
+        return self._tiles.operand(weighted)
+
+    def weight_(self, grad_hidden: Tensor) -> None:
+        """The same coefficients onto the finished gradient of the hidden states, in place."""
+        if self._row is not None:
+            grad_hidden.mul_(self._row)
 
 
 def gather_tokens(shard: Tensor, group: dist.ProcessGroup | None) -> Tensor:

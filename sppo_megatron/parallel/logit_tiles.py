@@ -10,7 +10,8 @@ from torch import Tensor
 from .softmax_statistics import compute_dtype
 
 # Bounds on one tile of logits: 4 MiB on CPU, where it should stay in the cache (measured: 512 tokens or less make the
-# gradient of weight slow, more columns gain nothing), and 128 MiB on an accelerator, where it should fill the device.
+# gradient of weight slow, more columns gain nothing), and 128 MiB on an accelerator, where it should fill the device;
+# many tokens there, since with all of them in one tile the gradient of weight needs no accumulator.
 _TILE_ELEMENTS = {"cpu": 1024 * 1024}
 _TILE_TOKENS = {"cpu": 1024}
 _MIN_TILE_COLUMNS = 256
@@ -22,7 +23,7 @@ def choose_tiles(tokens: int, columns: int, device_type: str, chunk_size: int | 
     The tokens first, in equal parts of at most chunk_size; then as many columns as the budget allows, a multiple of 64
     unless all of them fit.
     """
-    parts = math.ceil(tokens / (chunk_size or _TILE_TOKENS.get(device_type, 4096)))
+    parts = math.ceil(tokens / (chunk_size or _TILE_TOKENS.get(device_type, 8192)))
     tile_tokens = math.ceil(tokens / parts) if parts else 1
     fitting = _TILE_ELEMENTS.get(device_type, 32 * 1024 * 1024) // tile_tokens // 64 * 64
     return tile_tokens, max(1, min(columns, max(_MIN_TILE_COLUMNS, fitting)))
@@ -92,8 +93,8 @@ class LogitTiles:
             tile.mul_(alpha)
 
     def add_product(self, out: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> None:
-        """out += alpha * a @ b, with `out` in the compute dtype and a, b in the operand dtype."""
-        if self.mixed:
-            out.add_(torch.mm(a, b, out_dtype=self.dtype), alpha=alpha)
+        """out += alpha * a @ b, with a and b in the operand dtype and `out` in that or in the compute dtype."""
+        if out.dtype != a.dtype:
+            torch.addmm(out, a, b, out_dtype=out.dtype, alpha=alpha, out=out)
         else:
             out.addmm_(a, b, alpha=alpha)

@@ -122,7 +122,7 @@ class LogitGradient:
         dL/dz_j = g (1[j = t] - p_j) - h p_j (log p_j + E)
 
     Without h, tile = p - 1[j = t] and row = g: the coefficient costs no pass over the tile, it can go onto rows of
-    whatever the tile is multiplied with. With h, row is 1 and the tile holds everything. All tensors are [N].
+    whatever the tile is multiplied with. With h, row is None and the tile holds everything. All tensors are [N].
     The one-hot is subtracted in the compute dtype: p - 1 of a likely target would be lost in the rounding of p.
     """
 
@@ -133,8 +133,8 @@ class LogitGradient:
     kernels: Kernels | None = None
 
     @property
-    def row(self) -> Tensor:
-        return self.log_prob_grad if self.entropy_grad is None else torch.ones_like(self.log_prob_grad)
+    def row(self) -> Tensor | None:
+        return self.log_prob_grad if self.entropy_grad is None else None
 
     def normalized(self) -> tuple[Tensor, LogitGradient]:
         """(unit, the gradient divided by it): unit [] is the largest upstream coefficient, so that none exceeds 1."""
@@ -158,7 +158,9 @@ class LogitGradient:
     ) -> Tensor:
         """The tile of the formula, for the logits `tile * scale` [n, v] of tokens [token, token + n), in this dtype.
 
-        In place of `tile` where it has the dtype. position: (index, inside) of the targets, of `VocabShard.locate`.
+        Times the row where kernels write it: that costs them nothing, and saves a copy of what the tile is multiplied
+        with. In place of `tile` where it has the dtype. position: (index, inside) of the targets, of
+        `VocabShard.locate`.
         scratch: needed with entropy_grad and without kernels. reference: not None where the tile holds
         exp(logits - reference), as `SoftmaxStatistics.update` left it.
         """
@@ -166,7 +168,7 @@ class LogitGradient:
         index, inside = position
         if self.kernels is not None:
             out = tile if tile.dtype == dtype else torch.empty_like(tile, dtype=dtype)
-            self.write_with_kernels(tile, out, token, position, scale)
+            self.write_with_kernels(tile, out, token, position, scale, None if self.row is None else self.row[tokens])
             return out
         log_sum_exp, one_hot = self.log_sum_exp[tokens].unsqueeze(1), inside.to(tile.dtype)
         if reference is not None:

@@ -103,7 +103,7 @@ class _VocabLogProbs(torch.autograd.Function):
         log_prob_grad = torch.zeros_like(log_sum_exp) if log_prob_grad is None else log_prob_grad.reshape(-1)
         entropy_grad = None if entropy_grad is None else entropy_grad.reshape(-1)
         gradient = LogitGradient(log_sum_exp, log_prob_grad, entropy, entropy_grad, kernels)
-        coefficient = gradient.row / -temperature
+        coefficient = (torch.ones_like(log_prob_grad) if gradient.row is None else gradient.row) / -temperature
         grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
         grad_rows, target_rows = grad.view(-1, logits.shape[-1]), targets.reshape(-1)
         grad_rows[:, shard.columns :] = 0

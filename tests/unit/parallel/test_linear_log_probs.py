@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from unittest import mock
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sppo_megatron.parallel import logit_tiles, vocab_parallel_linear_log_probs
 from sppo_megatron.parallel.logit_tiles import choose_tiles
+from tests.unit.parallel.mixed_products import emulate_mixed_products
 
 
 def inputs(tokens=9, width=5, columns=13, vocab_size=11, dtype=torch.float64):
@@ -95,23 +97,18 @@ def test_low_precision_inputs_lose_nothing(dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("with_entropy", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
-def test_low_precision_products(monkeypatch, dtype, with_entropy, scale):
+@pytest.mark.parametrize("chunk_size", [None, 7])
+def test_low_precision_products(monkeypatch, dtype, with_entropy, scale, chunk_size):
     """The path of devices that multiply low-precision operands into float32, emulated: any upstream scale is safe."""
-
-    def mm(a, b, out_dtype=None, out=None):
-        assert a.dtype == b.dtype == dtype and out_dtype == torch.float32
-        product = a.float() @ b.float()
-        return product if out is None else out.copy_(product)
 
     hidden, weight, targets = inputs(20, 8, 40, 37, dtype)
     hidden_64, weight_64 = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     expected = vocab_parallel_linear_log_probs(
         hidden_64, weight_64, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy
     )
-    monkeypatch.setattr(logit_tiles, "multiplies_low_precision", lambda device: True)
-    monkeypatch.setattr(torch, "mm", mm)
+    emulate_mixed_products(monkeypatch)
     actual = vocab_parallel_linear_log_probs(
-        hidden, weight, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy
+        hidden, weight, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy, chunk_size=chunk_size
     )
     for result in (actual, expected):
         total = (result[0] + 0.5 * result[1]).sum() if with_entropy else result.sum()
@@ -183,6 +180,54 @@ def test_no_tensor_of_tokens_times_vocabulary(with_entropy):
         result.sum().backward()
     assert largest.elements >= vocabulary * width, "nothing was recorded"
     assert largest.elements < tokens * vocabulary / 4, f"a tensor of {largest.elements} float32 elements was created"
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes that tensors created within it held at one time."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return result
+
+    def add(self, storage):
+        pointer = storage.data_ptr()
+        if pointer and pointer not in self.known:
+            self.known.add(pointer)
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.remove, pointer, storage.nbytes())
+
+    def remove(self, pointer, size):
+        self.known.discard(pointer)
+        self.now -= size
+
+
+@pytest.mark.parametrize("chunk_size", [128, None])
+def test_memory_has_a_bound_where_low_precision_is_multiplied(monkeypatch, chunk_size):
+    """A tile of logits in float32 and one of gradients in bfloat16, the gradient of hidden, and one accumulator."""
+    tokens, columns, width = 1024, 500, 64
+    hidden, weight, targets = inputs(tokens, width, columns, columns, torch.bfloat16)
+    emulate_mixed_products(monkeypatch)
+    tile_tokens, tile_columns = choose_tiles(tokens, columns, "cpu", chunk_size)
+    results = hidden.nbytes + weight.nbytes
+    with LiveBytes() as live:
+        live.known |= {tensor.untyped_storage().data_ptr() for tensor in (hidden, weight, targets)}
+        vocab_parallel_linear_log_probs(hidden, weight, targets, chunk_size=chunk_size).sum().backward()
+    extra = live.peak - results
+    assert extra > 6 * tile_tokens * tile_columns, "not everything was recorded"
+    # without kernels also the rows of hidden that carry the coefficients; with several tiles of tokens an accumulator
+    weighted = 6 * tile_tokens * width
+    accumulator = 4 * tile_columns * width if chunk_size else 0
+    assert extra <= 6 * tile_tokens * tile_columns + 4 * tokens * width + weighted + accumulator + 32 * tokens
+    assert extra <= 6 * tile_tokens * tile_columns + 8 * tokens * width + 32 * tokens
 
 
 def test_forward_alone_keeps_nothing():

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sppo_megatron.objective import sppo_loss
 from sppo_megatron.parallel import linear_sppo_loss, logit_tiles, sequence_sum, vocab_parallel_linear_log_probs
 from sppo_megatron.parallel.sequence_groups import cut_groups, order_by_sequence
+from tests.unit.parallel.mixed_products import emulate_mixed_products
 
 
 def inputs(lengths, width=5, columns=13, vocab_size=11, dtype=torch.float64, seed=0):
@@ -241,17 +242,11 @@ def test_a_second_backward_pass_is_refused():
 def test_low_precision_products(monkeypatch, dtype, scale):
     """The path of devices that multiply low-precision operands into float32, emulated: any coefficient is safe."""
 
-    def mm(a, b, out_dtype=None, out=None):
-        assert a.dtype == b.dtype == dtype and out_dtype == torch.float32
-        product = a.float() @ b.float()
-        return product if out is None else out.copy_(product)
-
     lengths = [9, 4, 7]
     hidden, weight, rest = inputs(lengths, 8, 40, 37, dtype)
     rest = (*rest[:4], rest[4] * scale)
     *_, hidden_grad, weight_grad = plain(hidden, weight, rest, 37, 2.0)
-    monkeypatch.setattr(logit_tiles, "multiplies_low_precision", lambda device: True)
-    monkeypatch.setattr(torch, "mm", mm)
+    emulate_mixed_products(monkeypatch)
     for budget in (10**9, 40 * 4 * 13, 1):
         hidden.grad = weight.grad = None
         arguments = {"lengths": lengths, "vocab_size": 37, "temperature": 2.0, "logits_budget": budget}

@@ -1,5 +1,7 @@
 """The tests of the torch path once more, through the Triton kernels, under Triton's interpreter on CPU.
 
+And the kernels compiled for GPUs.
+
 Triton lies in a folder of its own (requirements/triton-interpreter.txt), on the path of these subprocesses only: in the
 environment of the other tests its presence would change what other packages do.
 """
@@ -25,10 +27,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run_under_interpreter(*arguments: str) -> str:
+def run_with_triton(*arguments: str, interpret: bool = True) -> str:
     path = [str(FOLDER), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
-        "TRITON_INTERPRET": "1",
+        "TRITON_INTERPRET": str(int(interpret)),
         "SPPO_TEST_KERNELS": "triton",
         "PYTHONPATH": os.pathsep.join(path),
         "CUDA_VISIBLE_DEVICES": "",
@@ -48,15 +50,20 @@ def run_under_interpreter(*arguments: str) -> str:
 
 
 def test_the_kernels_alone():
-    assert "test_softmax.py" in run_under_interpreter("tests/unit/parallel/kernels/test_softmax.py")
+    assert "test_softmax.py" in run_with_triton("tests/unit/parallel/kernels/test_softmax.py")
+
+
+def test_machine_code():
+    output = run_with_triton("tests/unit/parallel/kernels/test_compiled.py", interpret=False)
+    assert " passed" in output and " skipped" not in output
 
 
 @pytest.mark.parametrize("name", ["vocab_log_probs", "linear_log_probs", "linear_sppo_loss"])
 def test_in_one_process(name):
-    output = run_under_interpreter(f"tests/unit/parallel/test_{name}.py", "-k", LEFT_OUT)
+    output = run_with_triton(f"tests/unit/parallel/test_{name}.py", "-k", LEFT_OUT)
     assert " passed" in output and " skipped" not in output
 
 
 def test_over_ranks():
-    output = run_under_interpreter("tests/distributed/parallel", "-k", "2-ranks")
+    output = run_with_triton("tests/distributed/parallel", "-k", "2-ranks")
     assert " passed" in output and " skipped" not in output
