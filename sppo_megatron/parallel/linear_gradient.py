@@ -10,14 +10,11 @@ from torch import Tensor
 
 from .logit_tiles import LogitTiles
 from .softmax_statistics import LogitGradient
-from .vocab_shard import VocabShard
 
 
 def add_linear_gradients(
     tiles: LogitTiles,
     hidden: Tensor,
-    targets: Tensor,
-    shard: VocabShard,
     gradient: LogitGradient,
     *,
     grad_hidden: Tensor | None,
@@ -56,8 +53,7 @@ def add_linear_gradients(
             if kept is None:
                 tiles.write_logits(tile, token, end, head)
             reference = None if kept is None else kept[i * len(tiles.tokens) + j]
-            position = shard.locate(targets[token:end], column, end_column - column)
-            tile = gradient.write(tile, token, position, tiles.operand_dtype, scratch, tiles.scale, reference)
+            tile = gradient.write(tile, token, column, tiles.operand_dtype, scratch, tiles.scale, reference)
             if grad_hidden is not None:
                 tiles.add_product(grad_hidden[token:end], tile, head, alpha)
             if (i, j) == last:

@@ -123,7 +123,7 @@ class _LinearLogProbs(torch.autograd.Function):
         options, shard = ctx.options, ctx.options.shard
         if log_prob_grad is None:
             log_prob_grad = torch.zeros_like(log_sum_exp)
-        gradient = LogitGradient(log_sum_exp, log_prob_grad, entropy, entropy_grad, ctx.kernels)
+        gradient = LogitGradient(targets, shard, log_sum_exp, log_prob_grad, entropy, entropy_grad, ctx.kernels)
         whole = gather_tokens(hidden, shard.group) if options.sequence_parallel else hidden
         tiles = LogitTiles(
             whole,
@@ -148,8 +148,6 @@ class _LinearLogProbs(torch.autograd.Function):
         add_linear_gradients(
             tiles,
             whole,
-            targets,
-            shard,
             gradient,
             grad_hidden=grad_hidden,
             grad_weight=grad_weight,

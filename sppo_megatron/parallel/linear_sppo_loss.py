@@ -234,9 +234,7 @@ def _group_loss(
         add_linear_gradients(
             tiles,
             batch.hidden,
-            batch.targets,
-            shard,
-            LogitGradient(log_sum_exp, slope[batch.sequence_ids], kernels=kernels),
+            LogitGradient(batch.targets, shard, log_sum_exp, slope[batch.sequence_ids], kernels=kernels),
             grad_hidden=gradients[0],
             grad_weight=gradients[1],
             kept=kept if tiles.keep else None,

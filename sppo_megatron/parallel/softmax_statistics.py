@@ -126,6 +126,8 @@ class LogitGradient:
     The one-hot is subtracted in the compute dtype: p - 1 of a likely target would be lost in the rounding of p.
     """
 
+    targets: Tensor
+    shard: VocabShard
     log_sum_exp: Tensor
     log_prob_grad: Tensor
     entropy: Tensor | None = None
@@ -150,26 +152,25 @@ class LogitGradient:
         self,
         tile: Tensor,
         token: int,
-        position: tuple[Tensor, Tensor],
+        column: int,
         dtype: torch.dtype,
         scratch: Tensor | None = None,
         scale: float = 1.0,
         reference: Tensor | None = None,
     ) -> Tensor:
-        """The tile of the formula, for the logits `tile * scale` [n, v] of tokens [token, token + n), in this dtype.
+        """The tile of the formula, in this dtype, for the logits `tile * scale` [n, v] of tokens [token, token + n) and
+        local columns [column, column + v).
 
         Times the row where kernels write it: that costs them nothing, and saves a copy of what the tile is multiplied
-        with. In place of `tile` where it has the dtype. position: (index, inside) of the targets, of
-        `VocabShard.locate`.
-        scratch: needed with entropy_grad and without kernels. reference: not None where the tile holds
-        exp(logits - reference), as `SoftmaxStatistics.update` left it.
+        with. In place of `tile` where it has the dtype. scratch: needed with entropy_grad and without kernels.
+        reference: not None where the tile holds exp(logits - reference), as `SoftmaxStatistics.update` left it.
         """
         tokens = slice(token, token + tile.shape[0])
-        index, inside = position
         if self.kernels is not None:
             out = tile if tile.dtype == dtype else torch.empty_like(tile, dtype=dtype)
-            self.write_with_kernels(tile, out, token, position, scale, None if self.row is None else self.row[tokens])
+            self.write_with_kernels(tile, out, token, column, scale, None if self.row is None else self.row[tokens])
             return out
+        index, inside = self.shard.locate(self.targets[tokens], column, tile.shape[1])
         log_sum_exp, one_hot = self.log_sum_exp[tokens].unsqueeze(1), inside.to(tile.dtype)
         if reference is not None:
             tile.mul_((reference - log_sum_exp).exp_())
@@ -188,20 +189,20 @@ class LogitGradient:
         tile: Tensor,
         out: Tensor,
         token: int,
-        position: tuple[Tensor, Tensor],
+        column: int,
         scale: float,
         coefficient: Tensor | None = None,
     ) -> None:
         """The same into `out` [n, v] of any dtype, which may be `tile`; row i times coefficient[i] where given."""
         assert self.kernels is not None
         tokens = slice(token, token + tile.shape[0])
-        index, inside = position
         with_entropy = self.entropy_grad is not None
         self.kernels.write_gradient(
             tile,
             out,
-            index.where(inside, -1),
+            self.targets[tokens],
             self.log_sum_exp[tokens],
+            self.shard.start + column,
             scale,
             log_prob_grad=self.log_prob_grad[tokens] if with_entropy else None,
             entropy_grad=None if self.entropy_grad is None else self.entropy_grad[tokens],

@@ -102,23 +102,21 @@ class _VocabLogProbs(torch.autograd.Function):
         shard, temperature, chunk_size, kernels = ctx.options
         log_prob_grad = torch.zeros_like(log_sum_exp) if log_prob_grad is None else log_prob_grad.reshape(-1)
         entropy_grad = None if entropy_grad is None else entropy_grad.reshape(-1)
-        gradient = LogitGradient(log_sum_exp, log_prob_grad, entropy, entropy_grad, kernels)
+        gradient = LogitGradient(targets.reshape(-1), shard, log_sum_exp, log_prob_grad, entropy, entropy_grad, kernels)
         coefficient = (torch.ones_like(log_prob_grad) if gradient.row is None else gradient.row) / -temperature
         grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        grad_rows, target_rows = grad.view(-1, logits.shape[-1]), targets.reshape(-1)
+        grad_rows = grad.view(-1, logits.shape[-1])
         grad_rows[:, shard.columns :] = 0
         if kernels is not None:
             for token, rows in _true_columns(logits, shard):
                 tokens = slice(token, token + rows.shape[0])
-                position = shard.locate(target_rows[tokens], 0, shard.columns)
                 out = grad_rows[tokens, : shard.columns]
-                gradient.write_with_kernels(rows, out, token, position, 1 / temperature, coefficient[tokens])
+                gradient.write_with_kernels(rows, out, token, 0, 1 / temperature, coefficient[tokens])
             return grad, *[None] * 6
         for token, tile in _scaled_chunks(logits, shard, temperature, chunk_size):
             tokens = slice(token, token + tile.shape[0])
-            position = shard.locate(target_rows[tokens], 0, shard.columns)
             scratch = None if entropy_grad is None else torch.empty_like(tile)
-            gradient.write(tile, token, position, tile.dtype, scratch)
+            gradient.write(tile, token, 0, tile.dtype, scratch)
             torch.mul(tile, coefficient[tokens].unsqueeze(1), out=grad_rows[tokens, : shard.columns])
         return grad, *[None] * 6
 

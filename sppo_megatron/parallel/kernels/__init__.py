@@ -26,8 +26,9 @@ class Kernels(Protocol):
         self,
         tile: Tensor,
         out: Tensor,
-        index: Tensor,
+        targets: Tensor,
         log_sum_exp: Tensor,
+        first: int,
         scale: float,
         *,
         log_prob_grad: Tensor | None = None,
@@ -35,10 +36,10 @@ class Kernels(Protocol):
         entropy: Tensor | None = None,
         coefficient: Tensor | None = None,
     ) -> None:
-        """Writes `LogitGradient`'s tile for the logits `tile * scale` [n, v] into `out`, which may be the tile.
+        """Writes `LogitGradient`'s tile for the logits `tile * scale` [n, v] of the columns from `first` on into `out`.
 
-        index: integers, n of them: the column of the target within the tile, -1 where it is elsewhere. The others are
-        [n]; with entropy_grad, log_prob_grad and entropy are needed. coefficient multiplies the rows of the result.
+        out may be the tile. targets and the others are [n]; with entropy_grad, log_prob_grad and entropy are needed.
+        coefficient multiplies the rows of the result.
         """
 
 

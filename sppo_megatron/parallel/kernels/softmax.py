@@ -59,13 +59,14 @@ def _statistics_kernel(
 def _gradient_kernel(
     tile,
     out,
-    index,
+    targets,
     log_sum_exp,
     log_prob_grad,
     entropy_grad,
     entropy,
     coefficient,
     columns,
+    first,
     row_stride,
     column_stride,
     out_row_stride,
@@ -82,7 +83,7 @@ def _gradient_kernel(
     z = tl.load(tile + row * row_stride + wide * column_stride, mask=inside, other=float("-inf")).to(tl.float32) * scale
     log_prob = z - tl.load(log_sum_exp + row)
     prob = tl.exp(log_prob)
-    one_hot = tl.where(wide == tl.load(index + row), 1.0, 0.0)
+    one_hot = tl.where(wide == tl.load(targets + row).to(tl.int64) - first, 1.0, 0.0)
     if ENTROPY:
         upstream = tl.load(log_prob_grad + row)
         slope = upstream + tl.load(entropy_grad + row) * (log_prob + tl.load(entropy + row))
@@ -122,8 +123,9 @@ def update_statistics(tile: Tensor, targets: Tensor, packed: Tensor, first: int,
 def write_gradient(
     tile: Tensor,
     out: Tensor,
-    index: Tensor,
+    targets: Tensor,
     log_sum_exp: Tensor,
+    first: int,
     scale: float,
     *,
     log_prob_grad: Tensor | None = None,
@@ -131,7 +133,7 @@ def write_gradient(
     entropy: Tensor | None = None,
     coefficient: Tensor | None = None,
 ) -> None:
-    """See `Kernels.write_gradient`. tile, out: any strides; per-token tensors are float32, index int64."""
+    """See `Kernels.write_gradient`. tile, out: any strides; per-token tensors are float32, targets integers."""
     rows, columns = tile.shape
     if tile.numel() == 0:
         return
@@ -140,10 +142,11 @@ def write_gradient(
     _gradient_kernel[(rows, triton.cdiv(columns, block))](
         tile,
         out,
-        index.contiguous(),
+        targets.contiguous(),
         log_sum_exp,
         *((log_sum_exp if tensor is None else tensor).contiguous() for tensor in optional),
         columns,
+        first,
         *tile.stride(),
         *out.stride(),
         scale,

@@ -108,6 +108,7 @@ def test_gradient(compiled, capability, tmp_path, dtype, out_dtype, columns, ent
         torch.zeros(TOKENS, columns, dtype=out_dtype),
         torch.zeros(TOKENS).long(),
         numbers,
+        0,
         0.5,
         log_prob_grad=numbers if entropy else None,
         entropy_grad=numbers if entropy else None,
