@@ -11,7 +11,10 @@ DEMO_OUTPUT := outputs/demo
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup test test-kills test-nash test-report fast lint format demo clean
+# These are about CPU processes, also on a machine with GPUs.
+test fast test-kills test-nash test-report demo: export CUDA_VISIBLE_DEVICES :=
+
+.PHONY: setup test test-gpu test-kills test-nash test-report fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -48,9 +51,18 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	$(PIP) --no-deps --ignore-requires-python --target .bridge --upgrade --requirement requirements/megatron-bridge.txt
 	touch $@
 
+# In a folder of its own: Python sources whose compiled part its tests stand in for.
+.transformer_engine/.setup: requirements/transformer-engine.txt | $(VENV)/.setup
+	$(PIP) --no-deps --target .transformer_engine --upgrade --requirement requirements/transformer-engine.txt
+	touch $@
+
 # The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
-test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup .bridge/.setup
+test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup .bridge/.setup .transformer_engine/.setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What a GPU must show, on a machine with one; FP8 only where Transformer Engine is installed.
+test-gpu: $(VENV)/.setup-test
+	$(BIN)/python -m pytest tests/gpu tests/unit/parallel/kernels -rs --junit-xml=outputs/gpu.xml
 
 # Unit tests only, without the kernels in Triton's interpreter.
 fast: $(VENV)/.setup-test
@@ -85,4 +97,4 @@ demo: $(VENV)/.setup
 	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
 
 clean:
-	rm -rf $(VENV) .triton .bridge outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton .bridge .transformer_engine outputs .pytest_cache .mypy_cache .ruff_cache

@@ -21,6 +21,7 @@ from sppo_megatron.config import Config
 from sppo_megatron.configuration import compose_config, config_folder
 from sppo_megatron.ending import run_to_end
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.heavy_imports import heavy_imports
 from sppo_megatron.validation import check_config
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by SIGTERM or SIGUSR1, and saved; the same command continues
@@ -51,10 +52,11 @@ def run(config: Config, composed: DictConfig) -> int:
     Raises, the same on every rank, ConfigError for what only reading the data and the model can tell, and
     TrainingError where the run can't go on; LostRankError where another rank is lost.
     """
-    from sppo_megatron import assembly
-    from sppo_megatron.policy.initialize import joined_job
-    from sppo_megatron.policy.roll_call import roll_call
-    from sppo_megatron.preemption import Preempted
+    with heavy_imports():
+        from sppo_megatron import assembly
+        from sppo_megatron.policy.initialize import joined_job
+        from sppo_megatron.policy.roll_call import roll_call
+        from sppo_megatron.preemption import Preempted
 
     started = time.perf_counter()
     timeout = config.parallelism.distributed_timeout_minutes

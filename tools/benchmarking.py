@@ -34,6 +34,8 @@ def measure(
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     extra: dict[str, list[float]] = {name: [] for name in variants}
+    gc.collect()
+    gc.freeze()  # modules and inputs: the collections before each call need not visit them
     for number in range(-warm_up, rounds):
         names = list(variants) if number % 2 == 0 else list(reversed(variants))
         for name in names:

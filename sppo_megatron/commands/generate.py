@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from sppo_megatron.commands.offline_options import offline_parser, output_of, run_offline, shard_of
 from sppo_megatron.configuration import compose_config
+from sppo_megatron.heavy_imports import heavy_imports
 from sppo_megatron.validation import check_generation
 
 
@@ -29,7 +30,8 @@ def _run(options: argparse.Namespace, world_size: int) -> None:
     config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
     check_generation(config, world_size)
     # the heavy part: after what can be said without it
-    from sppo_megatron.offline.generation import generate_file
+    with heavy_imports():
+        from sppo_megatron.offline.generation import generate_file
 
     generate_file(config, composed, output_of(options, config), options.batch_size, shard)
 

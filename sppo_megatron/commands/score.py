@@ -17,6 +17,7 @@ from pathlib import Path
 from sppo_megatron.commands.offline_options import offline_parser, output_of, run_offline, shard_of
 from sppo_megatron.configuration import compose_config
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.heavy_imports import heavy_imports
 from sppo_megatron.validation import check_scoring
 
 
@@ -37,7 +38,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.output.exists() and options.output.samefile(options.input):
         raise ConfigError(f"--output {options.output} is the input: give another file")
     # the heavy part: after what can be said without it
-    from sppo_megatron.offline.scoring import score_file
+    with heavy_imports():
+        from sppo_megatron.offline.scoring import score_file
 
     score_file(config, options.input, output_of(options, config), options.batch_size, shard)
 

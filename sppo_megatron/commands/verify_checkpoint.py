@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def _run(options: argparse.Namespace) -> int:
     from sppo_megatron.conversion.hf_model import open_hf_model
     from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_distributed
 
+    # Transformer Engine multiplies fp32 in TF32, whose 10 bits are above the tolerance. Read when cuBLAS starts.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     initialize_distributed(timeout_minutes=30)
     try:
         model = open_hf_model(options.hf_path)

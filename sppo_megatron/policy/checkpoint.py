@@ -8,13 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing.managers import SyncManager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import (
     TorchDistLoadShardedStrategy,
@@ -27,7 +25,8 @@ from sppo_megatron.policy.checkpoint_folder import checkpoint_path, partial_path
 from sppo_megatron.policy.model import unwrap
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.precision import DTYPES
-from sppo_megatron.processes import SpawnWithoutMain, die_with_parent
+from sppo_megatron.policy.results_queue import start_results_queue
+from sppo_megatron.processes import die_with_parent
 
 WEIGHTS = "megatron"  # the sub-folder of dist_checkpointing
 MODEL = "model.json"  # what the weights are the weights of
@@ -45,7 +44,7 @@ class Checkpointer:
         self._queue = AsyncCallsQueue(persistent=False) if async_save else None
         self._being_written = folder  # by the queue
         self._best = 0
-        _start_results_queue()
+        start_results_queue()
 
     def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None:
         """Saves after optimizer step `step`. write_host_state is called on rank 0 with the folder to write into.
@@ -177,15 +176,6 @@ class Checkpointer:
             models if len(models) > 1 else models["model0"], is_loading=is_loading, metadata=metadata
         )
         return models | {"optimizer": optimizer, "scheduler": self._policy.scheduler.state_dict()}
-
-
-def _start_results_queue() -> None:
-    """Megatron's writers report through a manager process. Its own would import the whole trainer on every rank, and
-    outlive a rank that is killed; ours starts light and ends with its parent."""
-    if filesystem_async._results_queue is None:
-        manager = SyncManager(ctx=SpawnWithoutMain())
-        manager.start(initializer=die_with_parent)
-        filesystem_async._results_queue = manager.Queue()
 
 
 def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any) -> None:

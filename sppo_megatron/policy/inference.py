@@ -16,7 +16,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.policy.fp8 import without_fp8
-from sppo_megatron.policy.torch_attention import TorchAttention
 
 
 @contextlib.contextmanager
@@ -34,8 +33,9 @@ def inference_layout(models: Sequence[GPTModel], config: TransformerConfig) -> I
                 for name in ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings"):
                     if getattr(module, name, False) is True:
                         _set(undo, module, name, False)
-                if isinstance(module, TorchAttention):
-                    _set(undo, module, "cp_group", None)
+                attention = getattr(module, "core_attention", None)  # ours or Transformer Engine's
+                if getattr(attention, "cp_group", None) is not None:
+                    _set(undo, attention, "cp_group", None)
             _set(undo, model.rotary_pos_emb, "cp_group", None)
         _set(undo, config, "sequence_parallel", False)
         _set(undo, config, "context_parallel_size", 1)

@@ -26,13 +26,6 @@ from sppo_megatron.policy.fp8 import check_fp8_shapes
 from sppo_megatron.policy.layer_spec import decoder_spec
 from sppo_megatron.policy.precision import data_parallel_fields, transformer_fields
 
-_FUSED_KERNELS = {  # what needs Transformer Engine or apex
-    "masked_softmax_fusion": False,
-    "persist_layer_norm": False,
-    "bias_dropout_fusion": False,
-    "apply_rope_fusion": False,
-}
-
 
 def transformer_config(
     architecture: Architecture, model: ModelConfig, parallelism: ParallelismConfig, precision: PrecisionConfig
@@ -69,6 +62,8 @@ def run_fields(model: ModelConfig, p: ParallelismConfig, precision: PrecisionCon
         "attention_dropout": 0.0,
         "hidden_dropout": 0.0,
         "gradient_accumulation_fusion": has_transformer_engine() or has_apex_weight_gradient(),
+        # without it Megatron asks the GPU for the lengths of packed sequences, twice a layer
+        "apply_rope_fusion": has_transformer_engine(),
         "tensor_model_parallel_size": p.tensor_model_parallel_size,
         "pipeline_model_parallel_size": p.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": p.virtual_pipeline_model_parallel_size,
@@ -81,8 +76,6 @@ def run_fields(model: ModelConfig, p: ParallelismConfig, precision: PrecisionCon
     }
     if model.recompute_granularity == "full":
         fields |= {"recompute_method": model.recompute_method, "recompute_num_layers": model.recompute_num_layers}
-    if not has_transformer_engine():
-        fields |= _FUSED_KERNELS
     return fields | transformer_fields(precision)
 
 
@@ -140,7 +133,10 @@ def build_stages(
     groups: ProcessGroupCollection,
     build: Callable[[bool, bool, int | None], GPTModel],
 ) -> list[nn.Module]:
-    """This pipeline stage's chunks on its device, in its precision. build: (pre_process, post_process, vp_stage)."""
+    """This pipeline stage's chunks in its precision, on its GPU but for config.use_cpu_initialization.
+
+    build: (pre_process, post_process, vp_stage).
+    """
     virtual = config.virtual_pipeline_model_parallel_size
     rank, size = groups.pp.rank(), groups.pp.size()
     chunks: list[nn.Module] = []
@@ -150,7 +146,7 @@ def build_stages(
             chunk = build(first, last, stage if virtual else None)
         if chunk.post_process and not has_apex_weight_gradient():
             chunk.output_layer.gradient_accumulation_fusion = False
-        if torch.cuda.is_available():
+        if torch.cuda.is_available() and not config.use_cpu_initialization:
             chunk.cuda(torch.cuda.current_device())
         chunks.append(Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk)
     return chunks

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import warnings
 
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    USING_PYTORCH_OPTIMIZER,
+    MegatronOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+)
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import nn
 
 from sppo_megatron.config import Config
+from sppo_megatron.policy import torch_adam
 from sppo_megatron.policy.precision import optimizer_fields
+
+if USING_PYTORCH_OPTIMIZER:
+    torch_adam.apply()
 
 
 def build_optimizer(chunks: list[nn.Module], run: Config, groups: ProcessGroupCollection) -> MegatronOptimizer:

@@ -126,7 +126,7 @@ class Policy:
             chunk.train()
         if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
             for record in records:
-                starts = torch.tensor([offset_of[int(i)] for i in record["samples"]], device=self.device)
+                starts = torch.tensor([offset_of[i] for i in record["samples"].tolist()], device=self.device)
                 values[:, starts.long() + record["positions"]] = record["values"]
         dist.all_reduce(values)  # each token is nonzero on one rank: sums are copies
         log_probs, entropy = values.cpu().numpy()

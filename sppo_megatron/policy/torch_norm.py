@@ -22,7 +22,8 @@ class TorchNorm(nn.Module):
         super().__init__()
         if config.normalization not in ("RMSNorm", "LayerNorm"):
             raise ValueError(f"normalization {config.normalization!r} is not supported: only RMSNorm and LayerNorm")
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+        on_gpu = torch.cuda.is_available() and not config.use_cpu_initialization
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
         self.eps = eps
         self.zero_centered_gamma = config.layernorm_zero_centered_gamma
         start = torch.zeros if self.zero_centered_gamma else torch.ones

@@ -1,6 +1,7 @@
 """Which piece of which stored tensor a parameter is, in Megatron-Core's distributed checkpoints.
 
-Megatron-Core itself says so: a whole model is built, uninitialized, asked for its sharded state dict, and dropped.
+Megatron-Core itself says so: a whole model is built, uninitialized, asked for its sharded state dict, and dropped. It
+is built on the CPU, where memory that nobody writes to costs nothing: no GPU holds every model whole.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class WeightsTable:
         """Takes over Megatron's process groups: model parallel sizes are 1 afterwards, whatever the world."""
         groups = initialize_model_parallel(ParallelismConfig(), seed=0)
         config = transformer_config(architecture, ModelConfig(), ParallelismConfig(), PrecisionConfig(dtype="fp32"))
-        config.perform_initialization = False
+        config.use_cpu_initialization, config.perform_initialization = True, False
         chunks = build_chunks(architecture, config, padded_vocab_size, groups)
         metadata = STATE_DICT_METADATA | {"dp_cp_group": groups.dp_cp}
         stored = unwrap(chunks[0]).sharded_state_dict(metadata=metadata)

@@ -23,6 +23,7 @@ from sppo_megatron.policy.initialize import initialize_model_parallel
 from sppo_megatron.policy.model import unwrap
 from sppo_megatron.policy.model_source import ModelSource
 from sppo_megatron.policy.precision import DTYPES
+from sppo_megatron.policy.results_queue import start_results_queue
 from sppo_megatron.policy.weights_table import STATE_DICT_METADATA
 
 
@@ -33,6 +34,7 @@ def store_model(model: ModelSource, folder: Path, dtype: torch.dtype) -> None:
     _, chunks = model.build(run, groups)
     model.load_weights(chunks, groups)
     state = unwrap(chunks[0]).sharded_state_dict(metadata=STATE_DICT_METADATA | {"dp_cp_group": groups.dp_cp})
+    start_results_queue()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dist_checkpointing.save(

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sppo_megatron.heavy_imports import heavy_imports
 from sppo_megatron.rollout.sampling import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,8 @@ class VllmReplica:
         for name, value in _ENVIRONMENT.items():
             os.environ[name] = value
         with _trainer_state_kept():
-            from vllm import LLM
-
+            with heavy_imports():
+                from vllm import LLM
             self._llm = LLM(**_engine_arguments(settings, world_size, on_gpu))
         self._is_asleep = False
         self.sleep()

@@ -6,7 +6,9 @@ ends the stream. A tensor starts at a multiple of 16 bytes in its block, so that
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -115,8 +117,24 @@ def _process_group(
     if device.type == "cuda":
         options: Any = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
-        return dist.ProcessGroupNCCL(dist.PrefixStore("weights", store), rank, world_size, options)
+        with _errors_raised_by_wait():
+            return dist.ProcessGroupNCCL(dist.PrefixStore("weights", store), rank, world_size, options)
     options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timeout
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own_address)]
     return dist.ProcessGroupGloo(dist.PrefixStore("weights", store), rank, world_size, options)
+
+
+@contextlib.contextmanager
+def _errors_raised_by_wait() -> Iterator[None]:
+    """An NCCL group made within raises from `wait` where the other side is gone. Else its watchdog ends the process."""
+    name = "TORCH_NCCL_BLOCKING_WAIT"  # read by the group's constructor
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

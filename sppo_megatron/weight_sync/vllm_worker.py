@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
 
 from sppo_megatron.weight_sync.broadcast_link import BroadcastLink
 from sppo_megatron.weight_sync.fingerprint import WeightCounter
@@ -122,10 +123,10 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 def begin_loading(model: nn.Module) -> None:
     """Prepares vLLM's model for weights in checkpoint format."""
-    for module in model.modules():
+    for module in model.modules() if current_platform.is_cpu() else ():
         method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
-            method.moe_kernel = None  # else experts are not packed again, and the old ones go on answering
+            method.moe_kernel = None  # else a CPU's experts are not packed again, and the old ones go on answering
     initialize_layerwise_reload(model)
 
 

@@ -18,7 +18,7 @@ from tests.integration import tiny_task
 from tests.integration.faulty_proxy import FaultyProxy, fault_of
 from tests.integration.tiny_judge import JudgeServer, save_judge
 
-TIMEOUT_S = 8.0
+TIMEOUT_S = 5.0
 KILLED_AT = 100  # questions that the second server has been asked; an iteration has up to 144
 JUDGE = {
     "reward": "judge",
@@ -26,7 +26,7 @@ JUDGE = {
     "reward.judge.timeout_s": TIMEOUT_S,
     "reward.judge.retries": 1,
     "reward.judge.backoff_s": 0.1,
-    "reward.judge.concurrency": 16,
+    "reward.judge.concurrency": 24,  # more than hang at a time
     "objective": "sppo_win_rate",
     "data.eval_path": "null",
     "train.prompts_per_iteration": 12,

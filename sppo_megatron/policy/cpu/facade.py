@@ -1,7 +1,7 @@
-"""A torch whose CUDA half is answered by the CPU, seen by the modules of `megatron` alone.
+"""A torch whose CUDA half is answered by the CPU, seen by the modules of one package alone: `megatron`.
 
 Patching torch itself would do for Megatron-Core and break whatever else lives in the process (vLLM, torch.compile), so
-the patch is scoped: an import hook gives each module of `megatron` an `__import__` that hands out the facades below.
+the patch is scoped: an import hook gives each module of the package an `__import__` that hands out the facades below.
 Tensor methods can't be scoped by import; those look at their caller's module instead.
 """
 
@@ -25,6 +25,7 @@ import torch
 
 _CPU = torch.device("cpu")
 _PACKAGE = "megatron"
+_packages: set[str] = set()  # that see the facades
 
 _FACTORIES = [
     "empty",
@@ -220,14 +221,14 @@ def _torch_facade(cuda: _Facade) -> _Facade:
     return _Facade(torch, overrides)
 
 
-class _MegatronFinder(importlib.abc.MetaPathFinder):
-    """Gives every module of the package its own builtins, whose `__import__` hands out the facades."""
+class _Finder(importlib.abc.MetaPathFinder):
+    """Gives every module of one package its own builtins, whose `__import__` hands out the facades."""
 
-    def __init__(self, builtins_of_megatron: dict[str, Any]):
-        self._builtins = builtins_of_megatron
+    def __init__(self, package: str, builtins_of_package: dict[str, Any]):
+        self._package, self._builtins = package, builtins_of_package
 
     def find_spec(self, name: str, path: Any, target: Any = None):
-        if name.partition(".")[0] != _PACKAGE:
+        if name.partition(".")[0] != self._package:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None and hasattr(spec.loader, "exec_module"):
@@ -242,7 +243,7 @@ class _MegatronFinder(importlib.abc.MetaPathFinder):
 
 
 def _import_with(facade: _Facade, cuda: _Facade) -> Callable:
-    def megatron_import(name, globals=None, locals=None, fromlist=(), level=0):
+    def scoped_import(name, globals=None, locals=None, fromlist=(), level=0):
         module = builtins.__import__(name, globals, locals, fromlist, level)
         if level == 0 and name.partition(".")[0] == "torch":
             if not fromlist or name == "torch":
@@ -251,17 +252,17 @@ def _import_with(facade: _Facade, cuda: _Facade) -> Callable:
                 return cuda
         return module
 
-    return megatron_import
+    return scoped_import
 
 
-def _for_megatron(owner: type, name: str, replacement: Callable) -> None:
-    """Replaces a method for callers inside the package; every other caller gets the original."""
+def _for_callers_within(owner: type, name: str, replacement: Callable) -> None:
+    """Replaces a method for callers inside the packages; every other caller gets the original."""
     original = getattr(owner, name)
 
     @functools.wraps(original)
     def method(self, *args: Any, **kwargs: Any):
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.partition(".")[0] == _PACKAGE:
+        if caller.partition(".")[0] in _packages:
             return replacement(original, self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
@@ -281,6 +282,15 @@ def _stub_triton_kernels() -> None:
     sys.modules.setdefault(stub.__name__, stub)
 
 
+def give_cpu_device(package: str, **cuda_overrides: Any) -> None:
+    """Hands the facades to the modules of `package` that are imported from now on. cuda_overrides: of torch.cuda."""
+    cuda = _cuda_facade()
+    cuda.__dict__.update(cuda_overrides)
+    namespace = {**vars(builtins), "__import__": _import_with(_torch_facade(cuda), cuda)}
+    sys.meta_path.insert(0, _Finder(package, namespace))
+    _packages.add(package)
+
+
 @functools.cache
 def install() -> None:
     """Makes Megatron-Core importable and runnable without CUDA. Call it before anything of megatron is imported.
@@ -295,15 +305,12 @@ def install() -> None:
             "megatron.core was imported before sppo_megatron.policy: import sppo_megatron.policy first, "
             "so that Megatron-Core can be given a CPU device"
         )
-    cuda = _cuda_facade()
-    namespace = {**vars(builtins), "__import__": _import_with(_torch_facade(cuda), cuda)}
-    sys.meta_path.insert(0, _MegatronFinder(namespace))
-
+    give_cpu_device(_PACKAGE)
     for owner, name in ((torch.Tensor, "cuda"), (torch.nn.Module, "cuda"), (torch.Tensor, "pin_memory")):
-        _for_megatron(owner, name, lambda original, self, *args, **kwargs: self)
-    _for_megatron(torch.Tensor, "record_stream", lambda original, self, *args, **kwargs: None)
+        _for_callers_within(owner, name, lambda original, self, *args, **kwargs: self)
+    _for_callers_within(torch.Tensor, "record_stream", lambda original, self, *args, **kwargs: None)
     # Megatron's optimizers sort parameters by 'torch.cuda.FloatTensor' and its siblings.
-    _for_megatron(torch.Tensor, "type", _cuda_type_name)
+    _for_callers_within(torch.Tensor, "type", _cuda_type_name)
 
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG state changed" not in record.getMessage()  # the "CUDA" generator is the CPU's here

@@ -56,12 +56,17 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("generation")
-    demo = tiny_task.demo_module()
-    for kind in {model for _, model, _ in LAYOUTS.values()}:
-        models.make_model(kind, path / kind)
-        demo.make_tokenizer().save_pretrained(path / kind)
-    demo.write_problems(path / "prompts.jsonl", demo.reversals(demo.make_numbers(7, seed=3)))
+    prepare(path, {model for _, model, _ in LAYOUTS.values()})
     return path
+
+
+def prepare(folder: Path, kinds: set[str]) -> None:
+    """Models with the demo's tokenizer, and prompts of several lengths."""
+    demo = tiny_task.demo_module()
+    for kind in kinds:
+        models.make_model(kind, folder / kind)
+        demo.make_tokenizer().save_pretrained(folder / kind)
+    demo.write_problems(folder / "prompts.jsonl", demo.reversals(demo.make_numbers(7, seed=3)))
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +79,14 @@ def groups_of(folder: Path):
         runs = [(other, overrides(other, folder)) for other, (size, _, _) in LAYOUTS.items() if size == world_size]
         todo.write_text(json.dumps(runs))
         run_once(WORKER, todo, world_size)
-        lines = (folder / "out" / name / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return read_groups(folder / "out" / name)
 
     return of
+
+
+def read_groups(output: Path) -> list[dict]:
+    lines = (output / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def overrides(name: str, folder: Path) -> list[str]:
@@ -110,8 +119,12 @@ def test_samples_and_log_probs(name: str, folder: Path, groups_of) -> None:
     reference = groups_of("one-process" if model_name == "qwen2-tied" else f"one-process-{model_name}")
     sampled = [[response["token_ids"] for response in group["responses"]] for group in groups]
     assert sampled == [[response["token_ids"] for response in group["responses"]] for group in reference]
+    assert_log_probs_of(folder / model_name, groups)
 
-    model = AutoModelForCausalLM.from_pretrained(folder / LAYOUTS[name][1], dtype=torch.float32).eval()
+
+def assert_log_probs_of(model_folder: Path, groups: list[dict]) -> None:
+    """Those of plain transformers, at the temperature, for every token that was sampled."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     lengths = set()
     for group in groups:
         prompt = group["prompt_token_ids"]

@@ -16,15 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from tests.distributed.layouts import models, reference
 from tests.distributed.layouts.cases import CASES, Case
+from tests.distributed.layouts.comparison import assert_trained_as
 from tests.distributed.torchrun import ROOT, run_once
 
 HERE = Path(__file__).parent
-
-TOLERANCE = 3e-4  # relative, fp32
 
 
 @pytest.fixture(scope="module")
@@ -57,25 +55,7 @@ def expected(folder: Path, model: str, settings: reference.Settings) -> referenc
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equals_plain_definition(case: Case, folder: Path, outputs) -> None:
-    output = outputs(case)
-    want = expected(folder, case.model, case.settings)
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, len(want.losses) + 1))
-    assert [line["loss"] for line in lines] == pytest.approx(want.losses, rel=TOLERANCE)
-    assert [line["grad_norm"] for line in lines] == pytest.approx(want.grad_norms, rel=TOLERANCE)
-    found = [line["moe_aux_loss"] for line in lines if "moe_aux_loss" in line]
-    assert found == pytest.approx(want.aux_losses, rel=TOLERANCE)
-
-    model, info = AutoModelForCausalLM.from_pretrained(output / "hf", dtype=torch.float32, output_loading_info=True)
-    assert not any(info.values()), info
-    final = model.state_dict()
-    assert final.keys() == want.final.keys()
-    for name, weight in final.items():
-        # relative to the update, not to the weight: a run that learned nothing would pass the latter
-        update = (want.final[name] - want.start[name]).norm()
-        error = (weight - want.final[name]).norm() / update
-        assert error <= 10 * TOLERANCE, f"{name}: error {error:.1e} of the update"
-        assert torch.allclose(weight, want.final[name], rtol=TOLERANCE, atol=TOLERANCE * float(weight.abs().max()))
+    assert_trained_as(expected(folder, case.model, case.settings), outputs(case))
 
 
 def test_training_checkpoints_convert_to_hugging_face(folder: Path, outputs) -> None:

@@ -207,6 +207,17 @@ def global_sums(group: dist.ProcessGroup) -> None:
     total = reduce_sums({key: values[key] for key in order}, group)
     assert total == {"loss": 12.0, "count": 4.0, "big": 2.0**53}, f"sums are {total}"
     assert total["loss"] / total["count"] == 3.0
+    fine = reduce_sums({"fine": torch.tensor(1.0 if rank else 2.0**24)}, group)
+    assert fine == {"fine": 2.0**24 + size - 1}, f"rounded to float32 on the way: {fine}"
+
+
+def groups_stay_apart(group: dist.ProcessGroup) -> None:
+    """Each rank a group of its own: nothing of the others gets in."""
+    rank = dist.get_rank(group)
+    mine = [dist.new_group([other]) for other in range(dist.get_world_size(group))][rank]
+    values = {"x": torch.tensor(rank + 1.0)}
+    assert reduce_sums(values, mine) == reduce_max(values, mine) == {"x": rank + 1.0}
+    assert sequence_sum(values["x"][None], torch.zeros(1, dtype=torch.long), 1, cp_group=mine).item() == rank + 1
 
 
 def global_max(group: dist.ProcessGroup) -> None:
@@ -246,7 +257,14 @@ def cases() -> dict[str, Callable[[dist.ProcessGroup], None]]:
     named["linear no tokens"] = partial(linear_case, tokens=0, with_entropy=True)
     named["linear no tokens sequence_parallel"] = partial(linear_case, tokens=0, sequence_parallel=True)
     named["logits no tokens"] = partial(logits_case, shape=(0, 3), with_entropy=True)
-    for case in (square_of_split_sum, packed_sequences, zigzag_covers_everything, global_sums, global_max):
+    for case in (
+        square_of_split_sum,
+        packed_sequences,
+        zigzag_covers_everything,
+        global_sums,
+        groups_stay_apart,
+        global_max,
+    ):
         named[case.__name__] = case
     return named | sppo_cases.cases()
 

@@ -144,6 +144,7 @@ def main() -> None:
     train.set_up_logging(rank=1)
     results: dict[str, list] = {}
     initialize_distributed(timeout_minutes=5)
+    gc.freeze()  # what is imported, a million objects: no collection need visit it
     runs = Path(sys.argv[1])
     for name, overrides in json.loads(runs.read_text()):
         mine = measure(compose_config(overrides)[0])

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from sppo_megatron.data.batching import Layout, Sample, collate, micro_batch_shape, plan_micro_batches
 
 FAST = settings(max_examples=60, deadline=None)
-PER_SEQUENCE = ("target", "weight", "reward", "win_rate", "preference", "truncated", "importance_weight")
+PER_SEQUENCE = (
+    "target",
+    "weight",
+    "reward",
+    "win_rate",
+    "preference",
+    "truncated",
+    "importance_weight",
+    "ref_log_ratio",
+)
 
 
 def make_sample(index: int, prompt: int, response: int, with_log_probs: bool = True) -> Sample:
@@ -213,6 +222,7 @@ def check_against_the_definition(units, layout: Layout, extra_rows: int, extra_m
     # what belongs to whole sequences is the same on every rank
     for batch in batches:
         assert batch.sample_indices.tolist() == [sample.index for sample in samples]
+        assert batch.sample_indices.dtype == torch.int64
         assert (
             batch.lengths.tolist() == batch.response_lengths == [len(sample.response_token_ids) for sample in samples]
         )
@@ -265,6 +275,15 @@ def test_before_the_old_log_probs_are_known():
     (batch,), _ = collate_on_all([(make_sample(0, 2, 3, with_log_probs=False),)], Layout())
     assert batch.old_log_probs.tolist() == [0, 0, 0]
     assert batch.rollout_log_probs is None and batch.rollout_log_ratio is None
+    sample = make_sample(0, 2, 3)
+    sample.old_log_probs = None
+    (batch,), _ = collate_on_all([(sample,)], Layout())
+    assert batch.rollout_log_probs.tolist() == sample.rollout_log_probs.tolist()
+    assert batch.rollout_log_ratio.tolist() == [0]
+
+
+def test_a_response_of_one_token_counts_and_an_empty_one_does_not():
+    assert make_sample(0, 3, 1).is_valid and not make_sample(0, 3, 0).is_valid
 
 
 def test_rollout_log_probs_count_only_where_all_have_them():

@@ -41,6 +41,7 @@ def make_groups(rewards=REWARDS, seed: int = 0, with_rollout: bool = True) -> li
                     rollout_log_probs=-rng.random(length).astype(np.float32) if with_rollout else None,
                     finish_reason="length" if rng.random() < 0.5 else "stop",
                     reward=reward,
+                    policy_version=10 + index,
                 )
             )
         groups.append(group)
@@ -84,6 +85,7 @@ def test_one_sample_per_response_with_its_weight(fields, weight):
         assert sample.weight == weight(len(response.token_ids))
         assert (sample.reward, sample.win_rate) == (response.reward, 0.5)
         assert sample.truncated == (response.finish_reason == "length")
+        assert sample.policy_version == response.policy_version == 10 + group.prompt.index
         assert sample.old_log_probs is None
         assert sample.importance_weight == 1.0
 
@@ -206,6 +208,11 @@ def test_ref_log_ratios_are_sums_over_the_response():
     metrics = set_ref_log_ratios(samples, [np.full(n, -1.25, np.float32) for n in lengths])
     assert [sample.ref_log_ratio for sample in samples] == [n / 4 for n in lengths]
     assert metrics == {"kl_ref": pytest.approx(np.mean(lengths[:-3]) / 4)}
+    samples[0].response_token_ids = samples[0].response_token_ids[:0]
+    samples[0].old_log_probs = np.zeros(0, np.float32)
+    log_probs = [np.full(len(sample.response_token_ids), -1.25, np.float32) for sample in samples]
+    assert set_ref_log_ratios(samples, log_probs) == {"kl_ref": pytest.approx(np.mean(lengths[1:-3]) / 4)}
+    assert set_ref_log_ratios(samples[:1], log_probs[:1]) == {}  # nothing but an empty response
 
 
 # ------------------------------------------------------------------------------------------------ mini-batches

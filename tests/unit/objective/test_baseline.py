@@ -145,11 +145,19 @@ ONES, IDS = torch.ones(2), torch.zeros(2, dtype=torch.long)
         (ONES, torch.arange(2), "loo_mean", {}, "at least 2 responses"),
         (ONES, torch.arange(2), "loo_log_partition", {"tau": 1.0}, "at least 2 responses"),
         (ONES, IDS, "mean", {"group_size": 4}, "split across ranks"),
+        (ONES, IDS, "constant", {"group_size": 4}, "split across ranks"),
     ],
 )
 def test_raises(rewards, ids, kind, options, message):
     with pytest.raises(ValueError, match=message):
         group_baseline(rewards, ids, kind, **options)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_whole_groups_of_the_stated_size(kind):
+    rewards, ids = torch.tensor([0.0, 1.0, 0.5, 0.2]), torch.tensor([3, 1, 1, 3])
+    stated = group_baseline(rewards, ids, kind, 0.1, group_size=2)
+    assert torch.equal(stated, group_baseline(rewards, ids, kind, 0.1))
 
 
 @pytest.mark.parametrize("kind", ["mean", "log_partition"])

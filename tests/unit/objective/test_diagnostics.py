@@ -130,6 +130,15 @@ def test_worked_row():
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_single_row_has_every_metric():
+    sums, maxima = regression_diagnostics(
+        torch.tensor([0.6]), torch.tensor([1.0]), torch.tensor([3]), importance_weight=torch.tensor([0.5])
+    )
+    metrics = finalize_diagnostics(sums, maxima)
+    expected = {"sequences": 1, "log_ratio_mean": 0.6, "log_ratio_std": 0, "residual_rms": 0.4, "importance_ess": 1}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
 def test_abs_max_is_of_the_most_negative_too():
     sums, maxima = regression_diagnostics(torch.tensor([0.6, -7.0]), torch.zeros(2), torch.ones(2))
     assert finalize_diagnostics(sums, maxima)["log_ratio_abs_max"] == 7

@@ -40,6 +40,16 @@ def test_equal_policies_weigh_one_and_nothing_is_differentiated(level):
     assert not mean_token_weight(torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)).requires_grad
 
 
+def test_a_response_of_one_token_has_the_weight_of_its_token():
+    weights, mask = torch.tensor([[0.5, math.nan], [2.0, 1.0]]), torch.tensor([[1, 0], [1, 1]])
+    assert mean_token_weight(weights, mask).tolist() == [0.5, 1.5]
+
+
+def test_validate_false_skips_the_value_checks():
+    nothing_known = torch.full((1, 2), math.nan)
+    assert rollout_importance_weights(nothing_known, nothing_known, torch.ones(1, 2), validate=False).isnan().all()
+
+
 def test_log_weight_is_bounded():
     log_weight = torch.tensor([-1e4, -5.0, 0.0, 1e4])
     weights = truncated_importance_weight(log_weight, cap=1e30, log_bound=20.0)
@@ -54,6 +64,10 @@ def test_half_precision_is_fp32_inside():
     rollout = torch.full((1, 4096), -0.99609375, dtype=torch.bfloat16)
     weights = rollout_importance_weights(old, rollout, torch.ones(1, 4096))
     assert weights.dtype == torch.float32 and weights.item() == pytest.approx(math.exp(-16), rel=1e-5)
+    token_weights = torch.tensor([[1.0, 1.0, 0.9765625]], dtype=torch.bfloat16)
+    assert mean_token_weight(token_weights, torch.ones(1, 3)).item() == pytest.approx(2.9765625 / 3)
+    log_weight = torch.tensor([-0.5], dtype=torch.bfloat16)
+    assert truncated_importance_weight(log_weight, 2.0).item() == pytest.approx(math.exp(-0.5))
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from sppo_megatron.objective import rollout_mismatch
 
 
 def test_by_hand():
-    """Three responses of 2, 0 and 1 tokens; d = 0.3, −0.1 and 1."""
-    old = torch.tensor([-1.0, -2.0, -0.5])
-    rollout = torch.tensor([-1.3, -1.9, -1.5])
+    """Three responses of 2, 0 and 1 tokens; d = 0.3, −0.1 and −1."""
+    old = torch.tensor([-1.0, -2.0, -1.5])
+    rollout = torch.tensor([-1.3, -1.9, -0.5])
     found = rollout_mismatch(old, rollout, [2, 0, 1], token_bound=0.5)
     assert found.mean == pytest.approx(1.4 / 3)
     assert found.max == pytest.approx(1.0)
     assert found.share_over == pytest.approx(1 / 3)
-    assert found.k3 == pytest.approx(sum(math.exp(d) - 1 - d for d in (0.3, -0.1, 1.0)) / 3)
+    assert found.k3 == pytest.approx(sum(math.exp(d) - 1 - d for d in (0.3, -0.1, -1.0)) / 3)
     np.testing.assert_allclose(found.sequence_sum, [0.2, 0, 1], atol=1e-6)
     np.testing.assert_allclose(found.sequence_mean, [0.2, 0, 1], atol=1e-6)
 

@@ -119,9 +119,9 @@ def test_sppo_is_half_the_regression_on_both():
     torch.testing.assert_close(pair, both / 2)
 
 
-def test_inpo_with_a_reference_policy():
+@pytest.mark.parametrize(("eta", "tau"), [(0.2, 0.05), (0.2, 0.2)])
+def test_inpo_with_a_reference_policy(eta, tau):
     # The paper's h from whole log-probs, which the log-ratios must reproduce.
-    eta, tau = 0.2, 0.05
     theta, pi_t, ref = t(-3.0, -4.0), t(-3.5, -3.9), t(-2.0, -5.0)
     h = (theta[0] - theta[1]) - tau / eta * (ref[0] - ref[1]) - (eta - tau) / eta * (pi_t[0] - pi_t[1])
     s, u = theta - pi_t, pi_t - ref
@@ -195,5 +195,7 @@ def test_raises_on_log_ratios():
         pairwise_loss(torch.zeros(2), torch.zeros(2, 1), "dpo", beta=1.0)
     with pytest.raises(ValueError, match="log_ratio_w: 1 non-finite"):
         pairwise_loss(ONE * math.nan, ONE, "dpo", beta=1.0)
+    with pytest.raises(ValueError, match="log_ratio_l: 1 non-finite"):
+        pairwise_loss(ONE, ONE * math.inf, "dpo", beta=1.0)
     with pytest.raises(ValueError, match="log_ratio_w: expected shape"):
         pairwise_loss(torch.zeros(1, 1), torch.zeros(1, 1), "dpo", beta=1.0)

@@ -250,8 +250,8 @@ def test_half_precision_is_summed_in_fp32():
     lp = torch.full((1, tokens), -1.0078125, dtype=torch.bfloat16)  # one step below, exact in bf16
     s, length = sequence_log_ratio(lp, old, torch.ones(1, tokens))
     assert (s.dtype, s.item(), length.item()) == (torch.float32, -32.0, tokens)
-    loss, _, _ = compute_sppo_loss(old, lp, torch.ones(1, dtype=torch.bfloat16), torch.ones(1, tokens))
-    assert loss.dtype == torch.float32 and loss.item() == 32.5**2
+    loss, _, delta = compute_sppo_loss(old, lp, torch.ones(1, dtype=torch.bfloat16), torch.ones(1, tokens))
+    assert loss.dtype == delta.dtype == torch.float32 and loss.item() == 32.5**2
 
 
 def test_small_difference_of_large_sums():
@@ -332,6 +332,7 @@ def test_compute_sppo_loss_raises(changes, message):
         (torch.zeros(2), {"loss_scale": "kimi"}, "eta: missing"),
         (torch.zeros(2), {"loss_scale": "kimi", "eta": 0.0}, "eta: must be"),
         (torch.zeros(2), {"valid": torch.ones(2, 1)}, "valid: shape"),
+        (torch.zeros(2), {"valid": torch.tensor([1.0, 0.5])}, "valid: holds values other than 0 and 1"),
         (torch.zeros(2), {"weight": torch.ones(1)}, "weight: shape"),
         (torch.zeros(2), {"weight": torch.tensor([1.0, -1.0])}, "weight: 1 negative"),
         (torch.zeros(2), {"weight": torch.tensor([1.0, math.nan])}, "weight: 1 non-finite"),
@@ -345,6 +346,8 @@ def test_sppo_loss_raises(target, options, message):
 def test_other_raises():
     with pytest.raises(ValueError, match="log_ratio: 1 non-finite"):
         sppo_loss(torch.tensor([math.nan]), torch.zeros(1))
+    with pytest.raises(ValueError, match="old_log_probs: shape"):
+        sequence_log_ratio(torch.zeros(2, 3), torch.zeros(2, 1), torch.ones(2, 3))
     with pytest.raises(ValueError, match="baseline: shape"):
         regression_target(torch.zeros(2), torch.zeros(2, 1), 1.0)
     with pytest.raises(ValueError, match="clip: must be"):
@@ -353,6 +356,8 @@ def test_other_raises():
         regression_target(torch.zeros(2), torch.zeros(2), -1.0)
     with pytest.raises(ValueError, match="rewards: 1 non-finite"):
         regression_target(torch.tensor([math.nan]), torch.zeros(1), 1.0)
+    with pytest.raises(ValueError, match="baseline: 1 non-finite"):
+        regression_target(torch.zeros(1), torch.tensor([math.nan]), 1.0)
     with pytest.raises(ValueError, match="max_length: missing"):
         sequence_weights(torch.ones(2), "max_length")
     with pytest.raises(ValueError, match=r"mode: .*none, length, max_length"):

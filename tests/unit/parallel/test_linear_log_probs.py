@@ -95,12 +95,13 @@ def test_low_precision_inputs_lose_nothing(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("with_entropy", [False, True])
-@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.5, 1e-6])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9, 0.0])
 @pytest.mark.parametrize("chunk_size", [None, 7])
-def test_low_precision_products(monkeypatch, dtype, with_entropy, scale, chunk_size):
+def test_low_precision_products(monkeypatch, dtype, entropy_weight, scale, chunk_size):
     """The path of devices that multiply low-precision operands into float32, emulated: any upstream scale is safe."""
 
+    with_entropy = entropy_weight > 0
     hidden, weight, targets = inputs(20, 8, 40, 37, dtype)
     hidden_64, weight_64 = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     expected = vocab_parallel_linear_log_probs(
@@ -111,12 +112,49 @@ def test_low_precision_products(monkeypatch, dtype, with_entropy, scale, chunk_s
         hidden, weight, targets, vocab_size=37, temperature=2.0, with_entropy=with_entropy, chunk_size=chunk_size
     )
     for result in (actual, expected):
-        total = (result[0] + 0.5 * result[1]).sum() if with_entropy else result.sum()
+        total = (result[0] + entropy_weight * result[1]).sum() if with_entropy else result.sum()
         (scale * total).backward()
     for one, other in ((hidden.grad, hidden_64.grad), (weight.grad, weight_64.grad)):
         representable = other.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
         error = (one.double().clamp(torch.finfo(dtype).min, torch.finfo(dtype).max) - representable).abs().max()
         assert float(error) <= 2e-2 * float(representable.abs().max()) + torch.finfo(dtype).smallest_normal
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_operands_of_different_precision_lose_nothing(monkeypatch, dtypes):
+    """No device multiplies them as they are: both are taken up to float32."""
+    hidden, weight, targets = inputs(20, 8, 40, 40, torch.float32)
+    hidden, weight = (x.detach().to(dtype).requires_grad_() for x, dtype in zip((hidden, weight), dtypes, strict=True))
+    exact = torch.log_softmax(hidden.double() @ weight.double().t(), -1).gather(1, targets[:, None])[:, 0]
+    emulate_mixed_products(monkeypatch)
+    log_probs = vocab_parallel_linear_log_probs(hidden, weight, targets)
+    torch.testing.assert_close(log_probs.double(), exact, atol=1e-5, rtol=0)
+    log_probs.sum().backward()
+    assert (hidden.grad.dtype, weight.grad.dtype) == dtypes
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_float64_where_an_input_is(dtypes):
+    hidden, weight, targets = inputs()
+    assert vocab_parallel_linear_log_probs(hidden.to(dtypes[0]), weight.to(dtypes[1]), targets).dtype == torch.float64
+
+
+@pytest.mark.parametrize("chunk_size", [5, None])
+def test_the_gradient_of_weight_is_rounded_once(monkeypatch, chunk_size):
+    """Of 320 equal tokens: a sum in bfloat16 over tiles of five, 2.5 each, would lose halves above 128."""
+    emulate_mixed_products(monkeypatch)
+    hidden = torch.ones(320, 4, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.zeros(320, dtype=torch.long)
+    vocab_parallel_linear_log_probs(hidden, weight, targets, chunk_size=chunk_size).sum().backward()
+    assert weight.grad.tolist() == [[160.0] * 4, [-160.0] * 4]
+
+
+def test_targets_of_any_integer_dtype():
+    hidden, weight, targets = inputs()
+    expected = vocab_parallel_linear_log_probs(hidden, weight, targets)
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(vocab_parallel_linear_log_probs(hidden, weight, targets.to(dtype)), expected)
 
 
 def test_only_the_needed_gradients_are_computed():
@@ -140,8 +178,11 @@ def test_entropy_alone_can_be_differentiated():
     torch.testing.assert_close(hidden.grad, hidden_64.grad)
 
 
-def test_no_tokens_is_connected_to_the_graph():
-    hidden, weight, targets = inputs(tokens=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_tokens_is_connected_to_the_graph(monkeypatch, dtype):
+    if dtype == torch.float16:
+        emulate_mixed_products(monkeypatch)
+    hidden, weight, targets = inputs(tokens=0, dtype=dtype)
     log_probs = vocab_parallel_linear_log_probs(hidden, weight, targets)
     assert log_probs.shape == (0,) and log_probs.requires_grad
     log_probs.sum().backward()
@@ -251,6 +292,10 @@ def test_tiles_fit_their_budget(tokens, columns, device, chunk_size):
     assert 1 <= rows <= max(1, tokens) and 1 <= width <= max(1, columns)
     assert chunk_size is None or rows <= chunk_size
     assert rows * width * 4 <= {"cpu": 64, "cuda": 256}[device] * 2**20
+    # nor are they so small that there are more of them than needed
+    assert 2 * rows >= min(tokens, chunk_size or 1024)
+    assert width >= min(columns, 256)
+    assert width >= columns or rows * (width + 64) * 4 >= {"cpu": 4, "cuda": 128}[device] * 2**20
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -187,13 +187,22 @@ def test_every_logit_is_computed_once_within_the_budget(budget, products):
         assert counted.largest == sum(lengths) * vocabulary * 4, "nothing was kept"
 
 
-def test_without_gradients_nothing_is_kept_and_one_product_is_made():
+@pytest.mark.parametrize("budget", [10**9, 1])
+def test_without_gradients_nothing_is_kept_and_one_product_is_made(budget):
     hidden, weight, rest = inputs([100, 200], 8, 640, 640, torch.float32)
-    expected = linear_sppo_loss(hidden, weight, *rest, lengths=[100, 200])
+    expected = linear_sppo_loss(hidden, weight, *rest, lengths=[100, 200], logits_budget=budget, chunk_size=50)
     with torch.no_grad(), Products() as counted:
-        result = linear_sppo_loss(hidden, weight, *rest, lengths=[100, 200])
+        result = linear_sppo_loss(hidden, weight, *rest, lengths=[100, 200], logits_budget=budget, chunk_size=50)
     assert counted.flops == 300 * 8 * 640 and result.loss_sum.grad_fn is None
+    assert counted.largest == 50 * 640 * 4
     assert all(torch.equal(one, other) for one, other in zip(result, expected, strict=True))
+
+
+def test_integers_of_any_size():
+    hidden, weight, (targets, old, ids, *rest) = inputs([4, 3])
+    expected = linear_sppo_loss(hidden, weight, targets, old, ids, *rest, lengths=[4, 3])
+    actual = linear_sppo_loss(hidden, weight, targets.to(torch.int16), old, ids.to(torch.uint8), *rest, lengths=[4, 3])
+    assert all(torch.equal(one, other) for one, other in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -238,7 +247,7 @@ def test_a_second_backward_pass_is_refused():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9, 0.0])
 def test_low_precision_products(monkeypatch, dtype, scale):
     """The path of devices that multiply low-precision operands into float32, emulated: any coefficient is safe."""
 
@@ -257,7 +266,21 @@ def test_low_precision_products(monkeypatch, dtype, scale):
             assert float(error) <= 2e-2 * float(other.clamp(*limits).abs().max()) + torch.finfo(dtype).smallest_normal
 
 
+def test_the_upstream_gradient_is_multiplied_before_rounding():
+    """What float16 could not hold in between."""
+    gradients = []
+    for scale in (1.0, 1e9):
+        hidden, weight, rest = inputs([9, 4, 7], 8, 40, 37, torch.float16)
+        result = linear_sppo_loss(hidden, weight, *rest[:4], rest[4] * scale, lengths=[9, 4, 7])
+        (result.loss_sum / scale).backward()
+        gradients.append((hidden.grad, weight.grad))
+    for one, other in zip(*gradients, strict=True):
+        assert one.isfinite().all()
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=2e-3)
+
+
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 200))
+@example([3, 4, 2, 5], 14)  # exactly full, twice
 def test_groups_are_whole_sequences_in_order_within_the_budget(lengths, budget):
     groups = cut_groups(lengths, 2, budget)
     assert groups[0][0] == 0 and groups[-1][1] == len(lengths)
@@ -282,6 +305,7 @@ def test_tokens_of_a_group_come_together_in_their_order():
         ({"targets": torch.full((7,), 11)}, r"targets must be in \[0, vocab_size=11\)"),
         ({"old_log_probs": torch.zeros(7, 1)}, r"old_log_probs \[7, 1\] must be \[7\]"),
         ({"sequence_ids": torch.zeros(7)}, r"sequence_ids must have an integer dtype"),
+        ({"sequence_ids": torch.zeros(7, dtype=torch.bool)}, r"sequence_ids must have an integer dtype"),
         ({"sequence_ids": torch.full((7,), 2)}, r"sequence_ids must be in \[0, 2\)"),
         ({"sequence_ids": torch.zeros(7, dtype=torch.long)}, r"lengths\[0\] is 4, but this rank alone holds 7 tokens"),
         ({"regression_target": torch.zeros(2, 1)}, r"regression_target \[2, 1\] must be \[2\]"),

@@ -24,6 +24,7 @@ def test_nothing_to_reduce():
 def test_non_finite_values_are_kept():
     assert math.isnan(reduce_sums({"a": torch.tensor(math.nan)})["a"])
     assert reduce_max({"a": torch.tensor(math.nan), "b": torch.tensor(-math.inf)}) == {"a": math.inf, "b": -math.inf}
+    assert reduce_max({"a": torch.tensor(math.inf)}) == {"a": math.inf}
 
 
 def test_values_with_a_graph_are_read_only():

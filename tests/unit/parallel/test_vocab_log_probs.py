@@ -55,6 +55,13 @@ def test_values_and_an_untouched_input(dtype, temperature):
     assert logits.grad.dtype == dtype
 
 
+def test_targets_of_any_integer_dtype():
+    logits, targets = random_logits(9, 13)
+    expected = vocab_parallel_log_probs(logits, targets)
+    for dtype in (torch.int32, torch.uint8):
+        assert torch.equal(vocab_parallel_log_probs(logits, targets.to(dtype)), expected)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (0, 4), (3,), (2, 3, 4)])
 def test_any_leading_shape(shape):
     logits, targets = random_logits(*shape, 17)
@@ -132,9 +139,10 @@ def test_padding_has_no_probability_and_no_gradient(padding):
     assert (logits.grad[:, 8:] == 0).all() and logits.grad.isfinite().all()
 
 
-def test_large_logits_keep_their_precision():
+@pytest.mark.parametrize("largest", [1000.0, -1000.0])
+def test_large_logits_keep_their_precision(largest):
     """The log-prob of a nearly sure token: not lost in the difference of two large numbers."""
-    logits = torch.tensor([[1000.0, 990.0]])
+    logits = torch.tensor([[largest, largest - 10.0]])
     log_probs = vocab_parallel_log_probs(logits, torch.tensor([0]))
     assert log_probs.item() == pytest.approx(-math.log1p(math.exp(-10.0)), rel=1e-3)
 

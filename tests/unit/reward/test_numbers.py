@@ -34,6 +34,7 @@ from sppo_megatron.reward.numbers import Number, last_number, same_number
         (r"\boxed{x} then 9", 9),
         (r"unclosed \boxed{5", 5),
         ("1,2345", 2345),
+        ("it is 42, not 7/0", 42),  # what is no number is passed over
     ],
 )
 def test_reads_what_people_and_models_write(text, value):
@@ -53,6 +54,7 @@ def test_no_number(text):
         ("0.1", "1/10", True),
         ("0.3334", "1/3", False),
         ("1000000", "1000001", False),  # relative 1e-6, but integers
+        ("1000000", "1000000.5", True),
         ("50%", "50", True),
         ("50%", "0.5", True),
         ("50%", r"50\%", True),

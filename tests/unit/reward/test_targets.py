@@ -39,6 +39,19 @@ def test_reward_minus_one_half_times_eta():
     assert targets.correct is None
 
 
+def test_rounded_once():
+    """η of 10,000 on rewards that are no float32 numbers: the float32 nearest to the exact target."""
+    rewards = [0.1, 0.2, 0.7]
+    targets = build_targets([make_group(rewards)], ObjectiveConfig(eta=1e4, baseline="mean"))
+    exact = [1e4 * (reward - math.fsum(rewards) / 3) for reward in rewards]
+    assert targets.target.tolist() == np.array(exact, np.float32).tolist()
+
+
+def test_correct_only_where_every_response_says():
+    targets = build_targets([make_group([1, 0], correct=[True, None])], ObjectiveConfig())
+    assert targets.correct is None
+
+
 def test_baselines_are_per_group_even_of_one_prompt_drawn_twice():
     groups = [make_group([1, 0], index=7), make_group([4, 2, 0], index=7)]
     targets = build_targets(groups, ObjectiveConfig(eta=1.0, baseline="mean"))

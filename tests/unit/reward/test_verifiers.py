@@ -9,7 +9,7 @@ from sppo_megatron.reward.verifiers import VERIFIERS, Score, character_share, ex
 
 
 def test_exact_match_ignores_white_space_around():
-    assert exact_match("p", " 1284\n", "1284") == Score(1.0, True)
+    assert exact_match("p", " 1284\n", "1284") == exact_match("p", "1284", " 1284\n") == Score(1.0, True)
     assert exact_match("p", "12 84", "1284") == Score(0.0, False)
     assert exact_match("p", "", "1284") == Score(0.0, False)
 
@@ -32,6 +32,8 @@ def test_numeric():
         ("x1284", "1284", 0.0),  # shifted by one
         ("", "1284", 0.0),
         ("", "", 1.0),
+        (" 1284\n", "1284", 1.0),
+        ("1284", " 1284\n", 1.0),
     ],
 )
 def test_character_share(response, answer, share):

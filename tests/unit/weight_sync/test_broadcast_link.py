@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import threading
 
 import pytest
 import torch
 
-from sppo_megatron.weight_sync.broadcast_link import BroadcastLink, buckets
+from sppo_megatron.weight_sync.broadcast_link import BroadcastLink, _errors_raised_by_wait, buckets
 
 CPU = torch.device("cpu")
 
@@ -65,3 +66,15 @@ def test_buckets_keep_the_order_and_the_limit():
     found = list(buckets(iter(pairs), 100))
     assert [[tensor.numel() for _, tensor in bucket] for bucket in found] == [[10, 20], [90, 5], [200], [1, 1]]
     assert [name for bucket in found for name, _ in bucket] == [name for name, _ in pairs]
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_an_nccl_group_raises_from_wait(monkeypatch, before):
+    """NCCL reads the variable when a group is made. No GPU here: what it would find there is asked."""
+    name = "TORCH_NCCL_BLOCKING_WAIT"
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    with _errors_raised_by_wait():
+        assert os.environ[name] == "1"
+    assert os.environ.get(name) == before

@@ -1,0 +1,35 @@
+"""A run of the real command against the plain definition's losses, gradient norms and weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.distributed.layouts.reference import Result
+
+TOLERANCE = 3e-4  # relative, fp32
+
+
+def assert_trained_as(want: Result, output: Path) -> None:
+    """output: the folder of a run that made want's steps, with its model in hf/."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(want.losses) + 1))
+    assert [line["loss"] for line in lines] == pytest.approx(want.losses, rel=TOLERANCE)
+    assert [line["grad_norm"] for line in lines] == pytest.approx(want.grad_norms, rel=TOLERANCE)
+    found = [line["moe_aux_loss"] for line in lines if "moe_aux_loss" in line]
+    assert found == pytest.approx(want.aux_losses, rel=TOLERANCE)
+
+    model, info = AutoModelForCausalLM.from_pretrained(output / "hf", dtype=torch.float32, output_loading_info=True)
+    assert not any(info.values()), info
+    final = model.state_dict()
+    assert final.keys() == want.final.keys()
+    for name, weight in final.items():
+        # relative to the update, not to the weight: a run that learned nothing would pass the latter
+        update = (want.final[name] - want.start[name]).norm()
+        error = (weight - want.final[name]).norm() / update
+        assert error <= 10 * TOLERANCE, f"{name}: error {error:.1e} of the update"
+        assert torch.allclose(weight, want.final[name], rtol=TOLERANCE, atol=TOLERANCE * float(weight.abs().max()))
