@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from sppo_megatron.fused_kernels import has_transformer_engine
+
 _CPU = torch.device("cpu")
 _PACKAGE = "megatron"
 _packages: set[str] = set()  # that see the facades
@@ -243,7 +245,12 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _import_with(facade: _Facade, cuda: _Facade) -> Callable:
+    # Installed, say, on a cluster's login node. Megatron-Core would take its optimizer and norms, which need a GPU.
+    hides = not has_transformer_engine()
+
     def scoped_import(name, globals=None, locals=None, fromlist=(), level=0):
+        if hides and name.partition(".")[0] == "transformer_engine" and _importer(globals).startswith("megatron.core."):
+            raise ModuleNotFoundError(f"{name} needs CUDA", name=name)
         module = builtins.__import__(name, globals, locals, fromlist, level)
         if level == 0 and name.partition(".")[0] == "torch":
             if not fromlist or name == "torch":
@@ -253,6 +260,10 @@ def _import_with(facade: _Facade, cuda: _Facade) -> Callable:
         return module
 
     return scoped_import
+
+
+def _importer(namespace: dict[str, Any] | None) -> str:
+    return (namespace or {}).get("__name__", "")
 
 
 def _for_callers_within(owner: type, name: str, replacement: Callable) -> None:

@@ -119,6 +119,20 @@ except ImportError as error:
     print("RESULT" + str(error))
 """
 
+# Transformer Engine is there, as on a cluster's login node: it would be found, and its fused Adam taken.
+LOGIN_NODE = """
+import importlib, sys, types
+modules = ("transformer_engine", "transformer_engine.pytorch", "transformer_engine.pytorch.optimizers")
+for name in modules:
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__version__, sys.modules[name].__path__ = "2.20.2", []
+sys.modules[modules[-1]].FusedAdam = sys.modules[modules[-1]].FusedSGD = None
+import sppo_megatron.policy
+from megatron.core.optimizer import Adam
+import torch, transformer_engine
+print("RESULT" + str(Adam is torch.optim.AdamW))
+"""
+
 
 def run(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
@@ -174,6 +188,10 @@ def test_megatron_imported_first_is_refused_with_what_to_do(with_triton):
     message = run(TOO_LATE % {"with_triton": with_triton})
     assert "megatron.core was imported before sppo_megatron.policy" in message
     assert "import sppo_megatron.policy first" in message
+
+
+def test_transformer_engine_without_a_gpu_is_left_alone():
+    assert run(LOGIN_NODE) == "True"
 
 
 def test_without_megatron_the_message_says_what_to_install():

@@ -62,7 +62,7 @@ class _Unknown(type):
         return {name: value for name, value in vars(cls).items() if not name.startswith("__")}
 
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
-        raise NotImplementedError(f"the stand-in has no {cls.__name__}")
+        raise RuntimeError(f"the stand-in has no {cls.__name__}")
 
 
 def __getattr__(name: str) -> Any:
