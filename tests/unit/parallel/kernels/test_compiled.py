@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="needs Triton, and not its interpreter",
-)
+if importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("needs Triton, and not its interpreter", allow_module_level=True)
+
 CAPABILITIES = [80, 90, 100]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOKENS = 16
