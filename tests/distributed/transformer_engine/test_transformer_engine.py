@@ -132,7 +132,9 @@ def test_its_checkpoints_convert_where_it_is_not_installed(folder: Path) -> None
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    results = json.loads(done.stdout.splitlines()[-1])
     for case in cases:
+        assert results[case.name][0] == 0, results[case.name]
         own = load_file(folder / "out" / case.name / "hf" / "model.safetensors")
         converted = load_file(folder / "converted" / case.name / "model.safetensors")
         assert own.keys() == converted.keys()
