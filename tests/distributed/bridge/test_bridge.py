@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.distributed.bridge import models
+from tests.distributed.conversion.command_lines import run_command_lines
 from tests.distributed.conversion.tokens import tokens
 from tests.distributed.layouts import reference
 from tests.distributed.layouts.cases import PP, SP, TP, Case
@@ -110,18 +109,7 @@ def test_the_converters(done: Path) -> None:
                     "--output", done / "trained"],
         "table": [*to, "--overwrite", "--dry-run"],
     }  # fmt: skip
-    todo = done / "commands.json"
-    todo.write_text(json.dumps({name: [str(part) for part in line] for name, line in command_lines.items()}))
-    finished = subprocess.run(
-        [sys.executable, str(HERE.parent / "conversion" / "commands.py"), str(todo)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (*PYTHON_PATH, ROOT)))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    results = json.loads(finished.stdout.splitlines()[-1])
+    results = run_command_lines(done, command_lines, *PYTHON_PATH)
     assert [results[name][0] for name in ("there", "back", "trained")] == [0, 0, 0], results
     for ours, theirs in (("back", start), ("trained", done / "out" / "gemma-tp2" / "hf")):
         converted, expected = (load_file(path / "model.safetensors") for path in (done / ours, theirs))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.distributed.conversion import models
 from tests.distributed.conversion.cases import CASES, DENSE, MIXTURES, Case
+from tests.distributed.conversion.command_lines import run_command_lines
 from tests.distributed.conversion.tokens import tokens
-from tests.distributed.torchrun import ROOT, run_once
+from tests.distributed.torchrun import run_once
 
 HERE = Path(__file__).parent
 MODELS = DENSE + MIXTURES
@@ -83,18 +80,7 @@ def command_lines(folder: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def commands(folder: Path) -> dict[str, list]:
     """Of each command line: exit code, standard output, standard error."""
-    todo = folder / "commands.json"
-    todo.write_text(json.dumps(command_lines(folder)))
-    done = subprocess.run(
-        [sys.executable, str(HERE / "commands.py"), str(todo)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_command_lines(folder, command_lines(folder))
 
 
 @pytest.fixture(scope="module")

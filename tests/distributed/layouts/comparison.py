@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.distributed.conversion.command_lines import run_command_lines
 from tests.distributed.layouts.reference import Result
 
 TOLERANCE = 3e-4  # relative, fp32
@@ -33,3 +36,19 @@ def assert_trained_as(want: Result, output: Path) -> None:
         error = (weight - want.final[name]).norm() / update
         assert error <= 10 * TOLERANCE, f"{name}: error {error:.1e} of the update"
         assert torch.allclose(weight, want.final[name], rtol=TOLERANCE, atol=TOLERANCE * float(weight.abs().max()))
+
+
+def assert_checkpoints_convert(folder: Path, outputs: Mapping[str, Path], models: Mapping[str, Path]) -> None:
+    """The training checkpoint of each run becomes the same bytes as its own export. models: what it started from."""
+    command_lines = {}
+    for name, output in outputs.items():
+        (checkpoint,) = (output / "checkpoints").glob("step_*/megatron")
+        source = ["--megatron-path", checkpoint, "--hf-path", models[name]]
+        command_lines[name] = ["convert_megatron_to_hf", *source, "--output", folder / "converted" / name]
+    results = run_command_lines(folder, command_lines)
+    for name, output in outputs.items():
+        assert results[name][0] == 0, results[name]
+        own = load_file(output / "hf" / "model.safetensors")
+        converted = load_file(folder / "converted" / name / "model.safetensors")
+        assert own.keys() == converted.keys()
+        assert all(torch.equal(own[key], converted[key]) for key in own)

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.distributed.generation import test_generation
 from tests.distributed.layouts import models, reference
 from tests.distributed.layouts.cases import CASES, Case
-from tests.distributed.layouts.comparison import assert_trained_as
+from tests.distributed.layouts.comparison import assert_checkpoints_convert, assert_trained_as
 from tests.distributed.torchrun import ROOT, run_once
 
 HERE = Path(__file__).parent
@@ -117,25 +116,5 @@ def test_what_is_tested_on_a_gpu_in_bf16_fp16_and_fp8() -> None:
 def test_its_checkpoints_convert_where_it_is_not_installed(folder: Path) -> None:
     """Its names of fused norms and grouped experts are those of a GPU's checkpoint, read here without it."""
     cases = [case for case in CHOSEN if case.name in ("pp2-vpp2", "ep2-qwen2-moe-packed")]
-    todo = {}
-    for case in cases:
-        (checkpoint,) = (output_of(case, folder) / "checkpoints").glob("step_*/megatron")
-        source = ["--megatron-path", str(checkpoint), "--hf-path", str(folder / case.model)]
-        todo[case.name] = ["convert_megatron_to_hf", *source, "--output", str(folder / "converted" / case.name)]
-    (folder / "commands.json").write_text(json.dumps(todo))
-    done = subprocess.run(
-        [sys.executable, str(HERE.parent / "conversion" / "commands.py"), str(folder / "commands.json")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    results = json.loads(done.stdout.splitlines()[-1])
-    for case in cases:
-        assert results[case.name][0] == 0, results[case.name]
-        own = load_file(folder / "out" / case.name / "hf" / "model.safetensors")
-        converted = load_file(folder / "converted" / case.name / "model.safetensors")
-        assert own.keys() == converted.keys()
-        assert all(torch.equal(own[name], converted[name]) for name in own)
+    starts = {case.name: folder / case.model for case in cases}
+    assert_checkpoints_convert(folder, {case.name: output_of(case, folder) for case in cases}, starts)
