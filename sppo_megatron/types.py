@@ -60,3 +60,14 @@ class Group:
     prompt: Prompt
     responses: list[Response] = field(default_factory=list)
     preference: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """temperature 0 is greedy. top_p = 1 and top_k = -1 keep the full vocabulary. Sequences end at a stop token."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)

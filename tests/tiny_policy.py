@@ -10,13 +10,13 @@ import numpy as np
 import torch.distributed as dist
 from transformers import Qwen2Config
 
+from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.config import Config
-from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
-from sppo_megatron.conversion.hf_checkpoint import RandomTensors
-from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
-from sppo_megatron.data.batching import Sample
+from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_megatron.hf.hf_checkpoint import RandomTensors
+from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_model_parallel, local_device
-from sppo_megatron.policy.mapped_model import MappedModel
+from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.policy import Policy
 
 VOCAB_SIZE = 256

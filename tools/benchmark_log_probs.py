@@ -20,9 +20,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from benchmarking import CLOCKS, MIB, machine, measure, print_table, write_json
 from torch import Tensor
 
+from benchmarking import CLOCKS, MIB, machine, measure, print_table, write_json
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.parallel import linear_sppo_loss, vocab_parallel_linear_log_probs
 from sppo_megatron.policy.initialize import initialize_distributed, initialize_model_parallel, local_device

@@ -2,7 +2,7 @@
 """Where an iteration's time goes with each rollout engine: the real command, run once for each, side by side.
 
     python tools/benchmark_rollouts.py --ranks 2 experiment=demo parallelism.tensor_model_parallel_size=2
-    python tools/benchmark_rollouts.py --server http://127.0.0.1:8100 ...      # with a server of `serve_rollouts`
+    python tools/benchmark_rollouts.py --server http://127.0.0.1:8100 ...      # with a server of `sppo serve`
 
 What follows the options are Hydra overrides of `sppo_megatron.train`. Figures are medians over the iterations after the
 first. Engines take turns (`--rounds`), so that a noisy machine disturbs all of them alike.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from benchmarking import machine, print_table, write_json
 
 STAGES = ("sync", "rollout", "reward", "log_probs", "train")

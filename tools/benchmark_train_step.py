@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from benchmarking import CLOCKS, machine, measure, print_table, write_json
 from torch import Tensor, nn
 from transformers import Qwen2Config
 
+from benchmarking import CLOCKS, machine, measure, print_table, write_json
+from sppo_megatron.batch.micro_batches import MicroBatch, Sample
 from sppo_megatron.config import Config
-from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
-from sppo_megatron.conversion.hf_checkpoint import RandomTensors
-from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
-from sppo_megatron.data.batching import MicroBatch, Sample
+from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_megatron.hf.hf_checkpoint import RandomTensors
+from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.policy.initialize import initialize_distributed, initialize_model_parallel, local_device
-from sppo_megatron.policy.lm_head import LogProbHead
-from sppo_megatron.policy.mapped_model import MappedModel
+from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.policy import Policy
+from sppo_megatron.policy.step.lm_head import LogProbHead
 
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy  # isort: skip
 

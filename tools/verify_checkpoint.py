@@ -1,8 +1,8 @@
-"""See sppo_megatron.commands.verify_checkpoint."""
+"""See sppo_megatron.cli.verify."""
 
 import sys
 
-from sppo_megatron.commands.verify_checkpoint import main
+from sppo_megatron.cli.verify import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppo_megatron.validation.data import is_hub_id
+from sppo_megatron.config.checks.data import is_hub_id
 
 Record = dict[str, Any]
 # A record and where it stands, counted from 1: "line 17", "row 17", "row 17 of part-2.parquet".

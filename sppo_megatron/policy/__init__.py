@@ -6,7 +6,7 @@ before megatron.core is imported anywhere.
 
 import importlib.util
 
-from sppo_megatron.policy import cpu
+from sppo_megatron import megatron_cpu as cpu
 
 if importlib.util.find_spec("megatron") is None:
     raise ImportError(

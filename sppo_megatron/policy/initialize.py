@@ -13,8 +13,8 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
+from sppo_megatron.cluster.rendezvous import attempt_store
 from sppo_megatron.config import ParallelismConfig
-from sppo_megatron.policy.rendezvous import attempt_store
 
 
 def local_device() -> torch.device:

@@ -14,8 +14,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from sppo_megatron.config import Config
-from sppo_megatron.data.batching import (
+from sppo_megatron.batch.micro_batches import (
     Layout,
     MicroBatch,
     Sample,
@@ -24,18 +23,19 @@ from sppo_megatron.data.batching import (
     micro_batch_shape,
     plan_micro_batches,
 )
+from sppo_megatron.config import Config
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective import finalize_diagnostics, resolve_eta
 from sppo_megatron.parallel import reduce_max, reduce_sums
-from sppo_megatron.policy.forward_step import ForwardStep, TrainingLoss, collect_log_probs
-from sppo_megatron.policy.fp8 import token_multiple
 from sppo_megatron.policy.initialize import local_device
-from sppo_megatron.policy.lm_head import build_heads
-from sppo_megatron.policy.loss import build_loss, regression_terms
-from sppo_megatron.policy.model import wrap_data_parallel
-from sppo_megatron.policy.model_source import ModelSource
-from sppo_megatron.policy.optimizer import build_optimizer, build_scheduler
-from sppo_megatron.policy.router import mean_load_balancing_loss
+from sppo_megatron.policy.model.build import wrap_data_parallel
+from sppo_megatron.policy.model.fp8 import token_multiple
+from sppo_megatron.policy.model.router import mean_load_balancing_loss
+from sppo_megatron.policy.model.source import ModelSource
+from sppo_megatron.policy.step.forward_step import ForwardStep, TrainingLoss, collect_log_probs
+from sppo_megatron.policy.step.lm_head import build_heads
+from sppo_megatron.policy.step.loss import build_loss, regression_terms
+from sppo_megatron.policy.step.optimizer import build_optimizer, build_scheduler
 
 
 class Policy:

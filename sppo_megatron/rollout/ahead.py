@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sppo_megatron.rollout.protocol import AheadEngine
+from sppo_megatron.engines.base import AheadEngine
 from sppo_megatron.types import Group, Prompt
 
 

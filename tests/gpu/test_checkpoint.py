@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.config import Config, OptimizerConfig, PrecisionConfig
-from sppo_megatron.data.batching import Sample
-from sppo_megatron.policy.checkpoint import Checkpointer
+from sppo_megatron.policy.checkpoint.training import Checkpointer
 from sppo_megatron.policy.policy import Policy
 from tests.tiny_policy import random_samples, tiny_policy
 

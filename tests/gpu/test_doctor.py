@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from sppo_megatron.commands.doctor import main
-from sppo_megatron.diagnosis.devices import check_devices, driver_version
+from sppo_doctor.command import main
+from sppo_doctor.devices import check_devices, driver_version
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

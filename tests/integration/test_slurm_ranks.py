@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sppo_megatron.train import EXIT_PREEMPTED
+from sppo_megatron.train.command import EXIT_PREEMPTED
 from tests.integration import tiny_task
 
 RANK = tiny_task.ROOT / "examples" / "slurm" / "rank.sh"

@@ -23,10 +23,10 @@ KEY = {"VLLM_API_KEY": "a secret"}
 
 
 class Servers:
-    """What one `serve_rollouts` started."""
+    """What one `sppo serve` started."""
 
     def __init__(self, model: Path, port: int, count: int, *extra: str, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "sppo_megatron.commands.serve_rollouts", "--model", str(model)]
+        command = [sys.executable, "-m", "sppo_megatron.cli.serve", "--model", str(model)]
         options = ["--num-servers", str(count), "--port", str(port), "--dtype", "float32", "--max-model-len", "64"]
         self.ports = [port + index for index in range(count)]
         self._process = subprocess.Popen(
@@ -74,7 +74,7 @@ def servers(task: Path):
         for each in both:
             each.close()
     children = [process for process in psutil.process_iter(["cmdline"]) if "8411" in (process.info["cmdline"] or [])]
-    assert not children, "a server outlived serve_rollouts"
+    assert not children, "a server outlived sppo serve"
 
 
 def urls(*ports: int) -> str:
@@ -209,7 +209,7 @@ def test_no_server(task: Path, tmp_path: Path) -> None:
     done = train(overrides(task, tmp_path / "run", **{"rollout.server.urls": urls(8499)}))
     assert done.returncode == 2
     [message] = [line for line in done.stderr.splitlines() if line.startswith("configuration error:")]
-    assert "no rollout server answers at http://127.0.0.1:8499" in message and "serve_rollouts" in message
+    assert "no rollout server answers at http://127.0.0.1:8499" in message and "sppo serve" in message
 
 
 def test_a_server_killed_mid_run_loses_nothing(task: Path, servers, reference: Path, tmp_path: Path) -> None:

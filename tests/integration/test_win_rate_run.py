@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.integration import tiny_task
-from tests.unit.reward.endpoint import Endpoint, completion
+from tests.unit.rewards.endpoint import Endpoint, completion
 
 PLACE = 1.5  # what standing first is worth to this judge, in its logit
 

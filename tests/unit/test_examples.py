@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sppo_megatron.configuration import compose_config
-from sppo_megatron.train import EXIT_PREEMPTED
-from sppo_megatron.validation import check_config
+from sppo_megatron.config.checks import check_config
+from sppo_megatron.config.compose import compose_config
+from sppo_megatron.train.command import EXIT_PREEMPTED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHELL = sorted(path for path in EXAMPLES.rglob("*") if path.suffix in (".sh", ".sbatch"))

@@ -17,14 +17,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from sppo_megatron import train
 from sppo_megatron.config import Config, ParallelismConfig, PrecisionConfig
-from sppo_megatron.configuration import compose_config
-from sppo_megatron.conversion.architecture import load_hf_config
-from sppo_megatron.policy.bridge_model import BridgeModel
-from sppo_megatron.policy.checkpoint_logits import model_logits
+from sppo_megatron.config.checks import check_config
+from sppo_megatron.config.compose import compose_config
+from sppo_megatron.hf.architecture import load_hf_config
+from sppo_megatron.policy.checkpoint.logits import model_logits
 from sppo_megatron.policy.initialize import initialize_model_parallel, joined_job
-from sppo_megatron.validation import check_config
+from sppo_megatron.policy.model.bridge import BridgeModel
+from sppo_megatron.train import command as train
 from tests.distributed.bridge.models import CONFIGS, REFUSED
 from tests.distributed.conversion.tokens import tokens
 

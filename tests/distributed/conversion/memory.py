@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from sppo_megatron.commands import convert_hf_to_megatron, convert_megatron_to_hf
-from sppo_megatron.conversion.architecture import read_architecture
-from sppo_megatron.conversion.hf_model import open_weights
-from sppo_megatron.conversion.load import load_parameters
-from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
-from sppo_megatron.conversion.save import save_hf_folder
+from sppo_megatron.cli import convert_hf_to_megatron, convert_megatron_to_hf
+from sppo_megatron.hf.architecture import read_architecture
+from sppo_megatron.hf.hf_model import open_weights
+from sppo_megatron.hf.load import load_parameters
+from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.hf.save import save_hf_folder
 
 
 def own_memory() -> int:

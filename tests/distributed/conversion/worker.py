@@ -18,17 +18,17 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sppo_megatron.config import ModelConfig, ParallelismConfig, PrecisionConfig
-from sppo_megatron.conversion.export import stream_hf_tensors
-from sppo_megatron.conversion.hf_model import open_hf_model, open_weights
-from sppo_megatron.conversion.load import load_parameters
-from sppo_megatron.conversion.mapping import parameter_layouts
-from sppo_megatron.policy.checkpoint_logits import load_weights, model_logits
+from sppo_megatron.hf.export import stream_hf_tensors
+from sppo_megatron.hf.hf_model import open_hf_model, open_weights
+from sppo_megatron.hf.load import load_parameters
+from sppo_megatron.hf.mapping import parameter_layouts
+from sppo_megatron.policy.checkpoint.logits import load_weights, model_logits
 from sppo_megatron.policy.initialize import (
     destroy_model_parallel,
     initialize_distributed,
     initialize_model_parallel,
 )
-from sppo_megatron.policy.model import build_chunks, named_parameters, transformer_config
+from sppo_megatron.policy.model.build import build_chunks, named_parameters, transformer_config
 from tests.distributed.conversion.cases import CASES, TP, Case
 from tests.distributed.conversion.tokens import tokens
 

@@ -14,8 +14,8 @@ WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[3]
 MISSING = """
 import os, sys, time
-from sppo_megatron.commands.doctor import main
-from sppo_megatron.diagnosis.connectivity import join_job, new_control_group
+from sppo_doctor.command import main
+from sppo_doctor.connectivity import join_job, new_control_group
 if os.environ["RANK"] == "1":
     if sys.argv[1] == "silent":
         join_job(60.0)

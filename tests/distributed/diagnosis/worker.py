@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sppo_megatron.diagnosis.connectivity import join_job, new_control_group
-from sppo_megatron.diagnosis.ranks import examine_ranks, judge_ranks
+from sppo_doctor.connectivity import join_job, new_control_group
+from sppo_doctor.ranks import examine_ranks, judge_ranks
 from tests.distributed.diagnosis.faulty_group import new_faulty_group
 
 TIMEOUT = 120.0

@@ -14,9 +14,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from sppo_megatron import train
-from sppo_megatron.configuration import compose_config
-from sppo_megatron.validation import check_config
+from sppo_megatron.config.checks import check_config
+from sppo_megatron.config.compose import compose_config
+from sppo_megatron.train import command as train
 
 
 def main() -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from sppo_megatron.config import Config
-from sppo_megatron.configuration import compose_config
-from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
-from sppo_megatron.planning.activations import SavedBytes, Tokens
-from sppo_megatron.planning.model_state import ModelState, Rank, model_state
-from sppo_megatron.planning.parallel_sizes import ParallelSizes
-from sppo_megatron.planning.parameters import ParameterTable
-from sppo_megatron.planning.stage_activations import Recomputation, head_part, stage_activations
+from sppo_megatron.config.compose import compose_config
+from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_planner.activations import SavedBytes, Tokens
+from sppo_planner.model_state import ModelState, Rank, model_state
+from sppo_planner.parallel_sizes import ParallelSizes
+from sppo_planner.parameters import ParameterTable
+from sppo_planner.stage_activations import Recomputation, head_part, stage_activations
 from tests.distributed.layouts.models import CONFIGS
 from tests.distributed.planning.cases import CASES, CP, Case
 from tests.distributed.planning.worker import MICRO_BATCHES, PROMPT, RESPONSE

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sppo_megatron import train
+from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.config import Config
-from sppo_megatron.configuration import compose_config
-from sppo_megatron.conversion.architecture import load_hf_config, read_architecture
-from sppo_megatron.conversion.hf_checkpoint import RandomTensors
-from sppo_megatron.conversion.mapping import hf_shapes, parameter_layouts
-from sppo_megatron.data.batching import Sample
+from sppo_megatron.config.compose import compose_config
+from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_megatron.hf.hf_checkpoint import RandomTensors
+from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_distributed, initialize_model_parallel
-from sppo_megatron.policy.mapped_model import MappedModel
+from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.policy import Policy
+from sppo_megatron.train import command as train
 
 PROMPT, RESPONSE, MICRO_BATCHES = 17, 48, 4  # 64 tokens are fed: the last response token predicts nothing
 

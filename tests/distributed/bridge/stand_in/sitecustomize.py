@@ -16,7 +16,7 @@ import typing
 import typing_extensions
 
 NAME = "transformer_engine"
-MACHINERY = ("importlib", "sppo_megatron.policy.cpu.facade", __name__)  # what lies between an import and this finder
+MACHINERY = ("importlib", "sppo_megatron.megatron_cpu.shim", __name__)  # what lies between an import and this finder
 
 
 class Anything(type):

@@ -16,7 +16,7 @@ import types
 import torch
 import transformer_engine_torch
 
-from sppo_megatron import fused_kernels
+from sppo_megatron.parallel import fused_kernels
 
 NAME = "transformer_engine"
 HOPPER = (9, 0)
@@ -30,7 +30,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if name.partition(".")[0] != NAME:
             return None
         if self.facades is None:
-            facade = sys.modules["sppo_megatron.policy.cpu.facade"]
+            facade = sys.modules["sppo_megatron.megatron_cpu.shim"]
             properties = types.SimpleNamespace(major=HOPPER[0], minor=HOPPER[1], multi_processor_count=1, name="a GPU")
             facade.give_cpu_device(NAME, is_available=lambda: True, get_device_properties=lambda *_: properties)
             facade._for_callers_within(torch.Tensor, "to", to_cpu)

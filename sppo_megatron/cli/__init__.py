@@ -1,0 +1,1 @@
+"""One command, `sppo`, and its sub-commands."""

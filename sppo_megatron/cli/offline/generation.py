@@ -1,0 +1,82 @@
+"""Responses to every prompt of a data set, in file order, into a rollout file."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from sppo_megatron.cli.offline.batches import Batches, Shard
+from sppo_megatron.cli.offline.digests import model_digest, prompts_digest
+from sppo_megatron.cli.offline.engine import standalone_engine
+from sppo_megatron.cli.offline.write import BatchWriter, Output
+from sppo_megatron.cluster.consensus import agreed, check_same_config
+from sppo_megatron.cluster.failure_report import roll_call
+from sppo_megatron.config import Config, RewardConfig
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.policy.initialize import joined_job
+from sppo_megatron.train.engines import sampling_params
+from sppo_megatron.train.inputs import Inputs, read_inputs
+from sppo_megatron.types import Group
+
+
+def generate_file(config: Config, composed: DictConfig, output: Output, batch_size: int, shard: Shard) -> None:
+    """K = rollout.num_samples_per_prompt responses to each prompt of data.train_path, none of them scored.
+
+    batch_size: prompts sampled and written together. A batch's number takes the iteration's place in its seeds, so a
+    response depends on rollout.seed, batch_size and the prompt's place in the whole list, and not on the shard.
+
+    Raises, the same on every rank, ConfigError for what can't be read, and TrainingError where no server is left;
+    LostRankError where another rank is lost.
+    """
+    with joined_job(config.parallelism.distributed_timeout_minutes), roll_call():
+        check_same_config(composed)
+        inputs = agreed(lambda: read_inputs(without_scoring(config)))
+        prompts = inputs.train_prompts
+        if not prompts:
+            raise ConfigError(f"data.train_path={config.data.train_path} has no prompts")
+        batches = Batches(len(prompts), batch_size, shard)
+        writer = BatchWriter(output, agreed(lambda: generation_settings(config, inputs)), batches)
+        with standalone_engine(config, inputs) as engine:
+
+            def sample(batch: int) -> tuple[list[Group], dict[str, float]]:
+                started = time.perf_counter()
+                items = batches.items(batch)
+                groups = engine.generate(prompts[items.start : items.stop], batch)
+                seconds = time.perf_counter() - started
+                responses = [response for group in groups for response in group.responses]
+                for response in responses:
+                    response.policy_version = None  # it counts the optimizer steps of a run, and there is none
+                tokens = sum(len(response.token_ids) for response in responses)
+                return groups, {"tokens_per_second": tokens / max(seconds, 1e-9)}
+
+            writer.write(sample)
+
+
+def without_scoring(config: Config) -> Config:
+    """The configuration without what generating doesn't read: the reward, and the prompts of evaluations."""
+    return replace(config, reward=RewardConfig(kind="none"), data=replace(config.data, eval_path=None))
+
+
+def generation_settings(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """What decides the responses: see ResumableFile."""
+    params = sampling_params(config, inputs, for_evaluation=False)
+    r = config.rollout
+    return {
+        "command": "generate",
+        "prompts": prompts_digest(inputs.train_prompts),
+        "model": model_digest(inputs.folder),
+        "model.init": config.model.init if config.model.init == "hf" else [config.model.init, config.train.seed],
+        "precision.dtype": config.precision.dtype,
+        "rollout.engine": r.engine,
+        "rollout.num_samples_per_prompt": r.num_samples_per_prompt,
+        "rollout.seed": r.seed,
+        "rollout.max_response_length": params.max_new_tokens,
+        "rollout.temperature": params.temperature,
+        "rollout.top_p": params.top_p,
+        "rollout.top_k": params.top_k,
+        "stop_token_ids": sorted(params.stop_token_ids),
+        "rollout.vllm.engine_args": r.vllm.engine_args if r.engine == "vllm" else None,
+    }

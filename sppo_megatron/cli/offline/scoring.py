@@ -1,0 +1,151 @@
+"""Scores for the groups of a rollout file, into another one: rewards, or preferences among the responses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sppo_megatron.cli.offline.batches import Batches, Shard
+from sppo_megatron.cli.offline.digests import file_digest, model_digest
+from sppo_megatron.cli.offline.write import BatchWriter, Output
+from sppo_megatron.cluster.consensus import agreed
+from sppo_megatron.config import Config
+from sppo_megatron.data.rollout_file import iterate_groups
+from sppo_megatron.errors import ConfigError, TrainingError
+from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder
+from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.rewards.text import Decode
+from sppo_megatron.types import Group
+
+# Where and how it is asked, which may be another way after a kill.
+_NOT_OF_THE_REWARD = ("timeout_s", "num_workers")
+_NOT_OF_THE_JUDGE = ("urls", "api_key_env", "concurrency", "timeout_s", "retries", "backoff_s", "cache_path")
+
+
+def score_file(config: Config, source: Path, output: Output, batch_size: int, shard: Shard) -> None:
+    """Every group of `source` as config.reward scores it, in file order.
+
+    Under torchrun the ranks share each batch; alone there is no process group. batch_size: groups scored and written
+    together. model.hf_path's tokenizer is read where there is a path, for groups without texts.
+
+    Raises ConfigError, the same on every rank, for what can't be read or scored, and TrainingError where nothing of a
+    batch could be scored.
+    """
+    with _process_group():
+        decode = agreed(lambda: _decoder(config.model.hf_path))
+        scorer = agreed(lambda: build_scorer(config.reward, decode))
+        try:
+            needs_answer = scorer.needs_answer
+            num_groups = agreed(lambda: _check_groups(source, needs_text=decode is None, needs_answer=needs_answer))
+            batches = Batches(num_groups, batch_size, shard)
+            writer = BatchWriter(output, agreed(lambda: scoring_settings(config, source)), batches)
+            first = batches.first_item
+            reader = _Reader(source, first, first + batches.num_items)
+
+            def score(batch: int) -> tuple[list[Group], dict[str, float]]:
+                groups = _score(scorer, reader.read(batches.items(batch)))
+                rewards = [float(response.reward or 0.0) for group in groups for response in group.responses]
+                return groups, {"reward_mean": sum(rewards) / max(1, len(rewards))}
+
+            writer.write(score)
+        finally:
+            scorer.close()
+
+
+def scoring_settings(config: Config, source: Path) -> dict[str, Any]:
+    """What decides the scores: see ResumableFile."""
+    reward = {key: value for key, value in asdict(config.reward).items() if key not in _NOT_OF_THE_REWARD}
+    reward["judge"] = {key: value for key, value in reward["judge"].items() if key not in _NOT_OF_THE_JUDGE}
+    paths = (config.reward.judge.template, config.reward.model.template, config.reward.model.path)
+    return {
+        "command": "score",
+        "input": file_digest(source),
+        "reward": reward,
+        "reward files": [_path_digest(path) for path in paths],
+        "model.hf_path": config.model.hf_path,
+    }
+
+
+def _path_digest(path: str | None) -> str | None:
+    if path is None or not Path(path).exists():
+        return path
+    return model_digest(Path(path)) if Path(path).is_dir() else file_digest(path)
+
+
+def _score(scorer: Scorer, groups: list[Group]) -> list[Group]:
+    for group in groups:
+        group.preference = None  # of an earlier scoring
+    groups = score_over_ranks(scorer, groups) if dist.is_initialized() else scorer.score(groups)
+    responses = [response for group in groups for response in group.responses]
+    errors = [response.error for response in responses if response.error is not None]
+    if len(groups) > 1 and responses and len(errors) == len(responses):
+        raise TrainingError(
+            f"none of the {len(responses)} responses of a batch could be scored ({errors[0]}). Finished batches are "
+            "kept: mend it and give the same command again"
+        )
+    return groups
+
+
+class _Reader:
+    """Reads a file's groups from `start` to `stop` once, in order; what is skipped isn't read again."""
+
+    def __init__(self, path: Path, start: int, stop: int) -> None:
+        self._groups = iterate_groups(path, start, stop)
+        self._next = start
+
+    def read(self, places: range) -> list[Group]:
+        """The groups of these places, which lie behind those of the last call."""
+        skipped = places.start - self._next
+        groups = [next(self._groups) for _ in range(skipped + len(places))]
+        self._next = places.stop
+        return groups[skipped:]
+
+
+def _check_groups(source: Path, needs_text: bool, needs_answer: bool) -> int:
+    """How many groups there are. Raises ValueError for a broken line, no groups, or what is needed and missing."""
+    count = 0
+    for group in iterate_groups(source):
+        count += 1
+        has_texts = group.prompt.text is not None and all(response.text is not None for response in group.responses)
+        if needs_text and not has_texts:
+            raise ValueError(
+                f"{source}, group {count} has token ids without texts: give model.hf_path=FOLDER, whose tokenizer "
+                "decodes them"
+            )
+        if needs_answer and group.prompt.answer is None:
+            raise ValueError(f"{source}, group {count} has no answer, which this reward.kind compares with")
+    if not count:
+        raise ValueError(f"{source} has no groups")
+    return count
+
+
+def _decoder(hf_path: str) -> Decode | None:
+    if not hf_path:
+        return None
+    tokenizer = load_tokenizer(resolve_hf_folder(hf_path))
+    if tokenizer is None:
+        raise ConfigError(f"model.hf_path={hf_path} has no tokenizer: give a folder that has one")
+    return lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[None]:
+    """Under torchrun, gloo: what the ranks exchange are small objects of the host. Alone, nothing."""
+    if "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

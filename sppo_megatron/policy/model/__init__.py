@@ -1,0 +1,1 @@
+"""What Megatron-Core builds of a model in Hugging Face format."""

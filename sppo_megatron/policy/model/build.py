@@ -1,0 +1,237 @@
+"""An architecture becomes Megatron-Core's GPTModel chunks, loaded, wrapped for data parallelism."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import layers as tensor_parallel_layers
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from sppo_megatron.config import Config, ModelConfig, ParallelismConfig, PrecisionConfig
+from sppo_megatron.hf.architecture import Architecture, MixtureOfExperts
+from sppo_megatron.hf.mapping import expert_index, with_expert_index
+from sppo_megatron.parallel.fused_kernels import has_apex_weight_gradient, has_transformer_engine
+from sppo_megatron.policy.model.fp8 import check_fp8_shapes
+from sppo_megatron.policy.model.layer_spec import decoder_spec
+from sppo_megatron.policy.model.precision import data_parallel_fields, transformer_fields
+
+
+def transformer_config(
+    architecture: Architecture, model: ModelConfig, parallelism: ParallelismConfig, precision: PrecisionConfig
+) -> TransformerConfig:
+    """Megatron's configuration of this model in this layout."""
+    a = architecture
+    fields: dict[str, Any] = {
+        "num_layers": a.num_layers,
+        "hidden_size": a.hidden_size,
+        "ffn_hidden_size": a.ffn_hidden_size,
+        "num_attention_heads": a.num_attention_heads,
+        "num_query_groups": a.num_query_groups,
+        "kv_channels": a.head_dim,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": a.norm_epsilon,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "bias_activation_fusion": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": a.qkv_bias,
+        "qk_layernorm": a.qk_norm,
+    }
+    if a.mixture is not None:
+        fields |= _mixture_fields(a.mixture, model, parallelism)
+    if precision.fp8 is not None:
+        check_fp8_shapes(a, parallelism, precision.fp8_recipe)
+    return TransformerConfig(**fields, **run_fields(model, parallelism, precision))
+
+
+def run_fields(model: ModelConfig, p: ParallelismConfig, precision: PrecisionConfig) -> dict[str, Any]:
+    """What a run decides about any model. Dropout is off: π_θ must be a function."""
+    interleaved = p.virtual_pipeline_model_parallel_size is not None
+    fields: dict[str, Any] = {
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "gradient_accumulation_fusion": has_transformer_engine() or has_apex_weight_gradient(),
+        # without it Megatron asks the GPU for the lengths of packed sequences, twice a layer
+        "apply_rope_fusion": has_transformer_engine(),
+        "tensor_model_parallel_size": p.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": p.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": p.virtual_pipeline_model_parallel_size,
+        "context_parallel_size": p.context_parallel_size,
+        "sequence_parallel": p.sequence_parallel,
+        # gloo's batched point-to-point calls are silently wrong under the interleaved schedule
+        "overlap_p2p_comm": interleaved,
+        "batch_p2p_comm": not interleaved,
+        "recompute_granularity": model.recompute_granularity,
+    }
+    if model.recompute_granularity == "full":
+        fields |= {"recompute_method": model.recompute_method, "recompute_num_layers": model.recompute_num_layers}
+    return fields | transformer_fields(precision)
+
+
+def _mixture_fields(moe: MixtureOfExperts, model: ModelConfig, p: ParallelismConfig) -> dict[str, Any]:
+    """Routing as Hugging Face defines it, in fp32; no token is dropped, no noise is added."""
+    coefficient = moe.aux_loss_coeff if model.moe_aux_loss_coeff is None else model.moe_aux_loss_coeff
+    return {
+        "num_moe_experts": moe.num_experts,
+        "moe_layer_freq": 1 if all(moe.layers) else [int(is_mixture) for is_mixture in moe.layers],
+        "moe_ffn_hidden_size": moe.ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": moe.shared_ffn_hidden_size,
+        "moe_shared_expert_gate": moe.shared_ffn_hidden_size is not None,
+        "moe_router_topk": moe.num_experts_per_token,
+        # A softmax over the chosen logits is the chosen probabilities made to sum to 1.
+        "moe_router_pre_softmax": not moe.normalizes_topk,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "aux_loss" if coefficient else "none",
+        "moe_aux_loss_coeff": coefficient,
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": has_transformer_engine(),
+        "expert_model_parallel_size": p.expert_model_parallel_size,
+        "expert_tensor_parallel_size": p.expert_tensor_parallel_size or p.tensor_model_parallel_size,
+    }
+
+
+def build_chunks(
+    architecture: Architecture,
+    config: TransformerConfig,
+    padded_vocab_size: int,
+    groups: ProcessGroupCollection,
+) -> list[nn.Module]:
+    """This pipeline stage's model chunks, one per virtual stage, with uninitialized weights."""
+
+    def build(pre_process: bool, post_process: bool, vp_stage: int | None) -> GPTModel:
+        chunk = GPTModel(
+            config,
+            decoder_spec(config, vp_stage, groups.pp.rank()),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=architecture.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=architecture.tied_embeddings,
+            position_embedding_type="rope",
+            pg_collection=groups,
+            vp_stage=vp_stage,
+        )
+        chunk.rotary_pos_emb.inv_freq = architecture.rotary_inv_freq.to(chunk.rotary_pos_emb.inv_freq.device)
+        return chunk
+
+    return build_stages(config, groups, build)
+
+
+def build_stages(
+    config: TransformerConfig,
+    groups: ProcessGroupCollection,
+    build: Callable[[bool, bool, int | None], GPTModel],
+) -> list[nn.Module]:
+    """This pipeline stage's chunks in its precision, on its GPU but for config.use_cpu_initialization.
+
+    build: (pre_process, post_process, vp_stage).
+    """
+    virtual = config.virtual_pipeline_model_parallel_size
+    rank, size = groups.pp.rank(), groups.pp.size()
+    chunks: list[nn.Module] = []
+    for stage in range(virtual or 1):
+        first, last = rank == 0 and stage == 0, rank == size - 1 and stage == (virtual or 1) - 1
+        with _quiet_deprecation(), _output_layer_without_apex():
+            chunk = build(first, last, stage if virtual else None)
+        if chunk.post_process and not has_apex_weight_gradient():
+            chunk.output_layer.gradient_accumulation_fusion = False
+        if torch.cuda.is_available() and not config.use_cpu_initialization:
+            chunk.cuda(torch.cuda.current_device())
+        chunks.append(Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk)
+    return chunks
+
+
+def wrap_data_parallel(
+    chunks: list[nn.Module], config: TransformerConfig, run: Config, groups: ProcessGroupCollection
+) -> list[nn.Module]:
+    """The chunks with contiguous fp32 gradient buffers, reduced over the data- and context-parallel ranks."""
+    for chunk in chunks:
+        _set_experts_apart(chunk)
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=run.optimizer.use_distributed_optimizer,
+        overlap_grad_reduce=run.parallelism.overlap_grad_reduce,
+        overlap_param_gather=run.parallelism.overlap_param_gather,
+        **data_parallel_fields(run.precision),
+    )
+    return [
+        DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups)
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def _set_experts_apart(chunk: nn.Module) -> None:
+    """Gives the experts gradient buffers and an optimizer of their own in every layout.
+
+    Megatron does so where their process groups differ from the dense layers'. A checkpoint holds the state of each
+    optimizer by itself: one that was saved with two would load only where there are two.
+    """
+    for name, parameter in chunk.named_parameters():
+        if expert_index(name) is not None:
+            parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron's mark for the expert groups
+
+
+def unwrap(chunk: nn.Module) -> GPTModel:
+    """The GPTModel inside its wrappers."""
+    model: Any = chunk
+    while hasattr(model, "module"):
+        model = model.module
+    return model
+
+
+def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """This rank's parameters by their global names: layers and experts are numbered over the whole model, from 0.
+
+    A tied output layer on the last pipeline stage is a copy of the embedding that lives on the first; it is named too.
+    """
+    for chunk in chunks:
+        model = unwrap(chunk)
+        for name, parameter in model.named_parameters():
+            parts = name.split(".")
+            if parts[:2] == ["decoder", "layers"]:
+                layer = model.decoder.layers[int(parts[2])]
+                parts[2] = str(layer.layer_number - 1)
+            name = ".".join(parts)
+            expert = expert_index(name)
+            if expert is not None:
+                name = with_expert_index(name, layer.mlp.local_expert_indices[expert])
+            yield name, parameter
+
+
+@contextlib.contextmanager
+def _output_layer_without_apex() -> Iterator[None]:
+    """Lets Megatron's output layer be built where Transformer Engine fuses weight gradients and apex isn't there.
+
+    Its constructor asks for apex's kernel, which only its own backward pass needs. The one that runs is that of
+    `lm_head`, which adds to `main_grad` itself.
+    """
+    available = tensor_parallel_layers._grad_accum_fusion_available
+    tensor_parallel_layers._grad_accum_fusion_available = True
+    try:
+        yield
+    finally:
+        tensor_parallel_layers._grad_accum_fusion_available = available
+
+
+@contextlib.contextmanager
+def _quiet_deprecation() -> Iterator[None]:
+    """GPTModel announces HybridModel as its successor at every construction; once in our changelog is enough."""
+    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

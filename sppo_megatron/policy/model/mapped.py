@@ -1,0 +1,73 @@
+"""A model of the families that `conversion` maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from sppo_megatron.config import Config
+from sppo_megatron.hf.architecture import Architecture
+from sppo_megatron.hf.export import stream_hf_tensors
+from sppo_megatron.hf.hf_checkpoint import HFTensors
+from sppo_megatron.hf.load import load_parameters
+from sppo_megatron.hf.mapping import parameter_layouts
+from sppo_megatron.hf.tensor_layouts import Layout
+from sppo_megatron.policy.initialize import local_device
+from sppo_megatron.policy.model.build import build_chunks, named_parameters, transformer_config
+
+
+@dataclass(frozen=True)
+class MappedModel:
+    """A `ModelSource`. tensors: the weights to start from, read when they are asked for."""
+
+    architecture: Architecture
+    tensors: HFTensors
+    make_vocab_size_divisible_by: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.architecture.vocab_size
+
+    def padded_vocab_size(self, groups: ProcessGroupCollection) -> int:
+        return self.architecture.padded_vocab_size(self.make_vocab_size_divisible_by, groups.tp.size())
+
+    def layout_sizes(self) -> dict[str, int | None]:
+        return self.architecture.layout_sizes()
+
+    def description(self) -> dict[str, Any]:
+        values = asdict(self.architecture)
+        del values["rotary_inv_freq"]
+        return values
+
+    def build(self, run: Config, groups: ProcessGroupCollection) -> tuple[TransformerConfig, list[nn.Module]]:
+        config = transformer_config(self.architecture, run.model, run.parallelism, run.precision)
+        return config, build_chunks(self.architecture, config, self.padded_vocab_size(groups), groups)
+
+    def load_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> None:
+        load_parameters(
+            named_parameters(chunks),
+            self._layouts(groups),
+            self.tensors,
+            tp_rank=groups.tp.rank(),
+            tp_size=groups.tp.size(),
+            expert_tp=(groups.expt_tp.rank(), groups.expt_tp.size()),
+        )
+
+    def export_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> Iterator[tuple[str, Tensor]]:
+        return stream_hf_tensors(
+            dict(named_parameters(chunks)),
+            self._layouts(groups),
+            tp_group=groups.tp,
+            pp_group=groups.pp,
+            device=local_device(),
+            ep_group=groups.ep,
+            expert_tp_group=groups.expt_tp,
+        )
+
+    def _layouts(self, groups: ProcessGroupCollection) -> Mapping[str, Layout]:
+        return parameter_layouts(self.architecture, self.padded_vocab_size(groups))

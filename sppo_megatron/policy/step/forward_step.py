@@ -1,0 +1,141 @@
+"""What Megatron's schedules call for each micro-batch: hidden states -> log-probs of response tokens -> loss.
+
+The last pipeline stage never makes logits: the hidden states of the tokens that predict a response go straight into the
+linear log-prob over vocabulary shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor, nn
+
+from sppo_megatron.batch.micro_batches import MicroBatch
+from sppo_megatron.objective import regression_diagnostics, token_diagnostics
+from sppo_megatron.objective.reduction import LossSums
+from sppo_megatron.parallel import sequence_sum
+from sppo_megatron.policy.model.build import unwrap
+from sppo_megatron.policy.step.lm_head import Head
+
+# (log_ratio [S] nats, micro-batch) -> sums over its valid units
+Loss = Callable[[Tensor, MicroBatch], LossSums]
+
+
+@dataclass
+class ForwardStep:
+    """Megatron's `forward_step_func`. `finish` is called with the model's output and the micro-batch (last stage)."""
+
+    head: Head
+    device: torch.device
+    finish: Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
+
+    def __call__(self, micro_batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
+        batch = next(micro_batches).to(self.device)
+        output = model(
+            batch.tokens,
+            batch.position_ids,
+            None,
+            packed_seq_params=_packed_seq_params(batch),
+            padding_mask=self._routing_padding(batch, unwrap(model)),
+            output_processor=self.head,
+            output_processor_context=batch,
+        )
+        return output, partial(self.finish, batch)
+
+    def _routing_padding(self, batch: MicroBatch, model: GPTModel) -> Tensor | None:
+        """[b, s] as the stage's first layer sees the sequence: tokens that the load-balancing loss must not count."""
+        if model.config.num_moe_experts is None or not model.config.moe_aux_loss_coeff:
+            return None
+        if model.config.sequence_parallel and not model.pre_process:  # the first stage cuts it with the embeddings
+            tp = self.head.groups.tp
+            return batch.padding.chunk(tp.size(), dim=1)[tp.rank()].contiguous()
+        return batch.padding
+
+
+def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:
+    if batch.cu_seqlens is None:
+        return None
+    # max_seqlen is the longest segment. Were it the total, Megatron would not restart the rotary positions.
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        cu_seqlens_q_padded=batch.cu_seqlens,
+        cu_seqlens_kv_padded=batch.cu_seqlens,
+        max_seqlen_q=batch.max_seqlen,
+        max_seqlen_kv=batch.max_seqlen,
+    )
+
+
+@dataclass
+class TrainingLoss:
+    """The `finish` of a training step.
+
+    The returned scalar is (local sum / global count of valid units) · num_microbatches · data-parallel size: Megatron's
+    schedule multiplies it by cp and divides by num_microbatches, its gradient reduction averages over dp · cp. What
+    remains is the gradient of the global mean, each context-parallel rank adding that of its own tokens.
+    """
+
+    loss: Loss
+    groups: ProcessGroupCollection
+    global_count: int
+    num_microbatches: int
+    tau: float
+    with_rollout_log_probs: bool
+
+    def __call__(
+        self, batch: MicroBatch, output: Tensor | tuple[Tensor, Tensor, Tensor]
+    ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        """output: log-probs [n] of `LogProbHead`, or what `SppoLossHead` returned."""
+        if isinstance(output, Tensor):
+            log_probs = output
+            log_ratio = sequence_sum(
+                log_probs - batch.old_log_probs, batch.sequence_ids, len(batch.lengths), cp_group=self.groups.cp
+            )
+            sums = self.loss(log_ratio, batch)
+        else:
+            loss_sum, log_ratio, log_probs = output
+            sums = self.loss(log_ratio, batch)._replace(loss_sum=loss_sum)
+        scaled = sums.loss_sum / max(1, self.global_count) * (self.num_microbatches * self.groups.dp.size())
+        return scaled, self._diagnostics(batch, log_probs, log_ratio, sums)
+
+    def _diagnostics(
+        self, batch: MicroBatch, log_probs: Tensor, log_ratio: Tensor, loss: LossSums
+    ) -> dict[str, dict[str, Tensor]]:
+        rollout = batch.rollout_log_probs if self.with_rollout_log_probs else None
+        if self.with_rollout_log_probs and rollout is None:  # an empty micro-batch still has every key
+            rollout = torch.zeros_like(batch.old_log_probs)
+        rollout_ratio = batch.rollout_log_ratio if batch.rollout_log_ratio is not None else torch.zeros_like(log_ratio)
+        sequence, sequence_maxima = regression_diagnostics(
+            log_ratio,
+            batch.target,
+            batch.lengths,
+            tau=self.tau,
+            rewards=batch.reward,
+            win_rate=batch.win_rate,
+            truncated=batch.truncated,
+            importance_weight=batch.importance_weight,
+            rollout_log_ratio=rollout_ratio.to(log_ratio.device) if self.with_rollout_log_probs else None,
+        )
+        token, token_maxima = token_diagnostics(
+            log_probs,
+            batch.old_log_probs,
+            torch.ones_like(batch.labels, dtype=torch.bool),
+            rollout_log_probs=rollout,
+        )
+        sequence |= {"loss_sum": loss.loss_sum.detach(), "loss_count": loss.weight_sum, **loss.metrics}
+        return {"sequence": sequence, "token": token, "maxima": sequence_maxima | token_maxima}
+
+
+def collect_log_probs(batch: MicroBatch, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The `finish` of a forward-only pass: where each value belongs, and the values."""
+    samples = batch.sample_indices[batch.sequence_ids]
+    record = {"samples": samples, "positions": batch.response_positions, "values": output.detach()}
+    return output.new_zeros(()), record

@@ -1,0 +1,119 @@
+"""A user's own function, of one response or of two, named by "module:name"."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from sppo_megatron.rewards.verifiers import Score
+
+RESPONSE_ARGUMENTS = ("prompt", "response", "answer")
+PAIR_ARGUMENTS = ("prompt", "first", "second", "answer")
+
+
+def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) -> Callable[..., Any]:
+    """Imports "package.module:name" (or "module:Class.method"); the current directory counts, as under `python -m`.
+
+    arguments: the names of what it is called with, all of them text (answer: text or None). See `to_score` and
+    `to_probability` for what it returns.
+    Raises ValueError saying what to change.
+    """
+    module_name, colon, name = path.partition(":")
+    if not (module_name and colon and name):
+        raise ValueError(f'reward.function={path!r} is not of the form "module:name", such as "my_rewards:length"')
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise ValueError(
+            f"reward.function={path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
+            f"put it on PYTHONPATH or in the current directory ({os.getcwd()})"
+        ) from error
+    function: Any = module
+    for part in name.split("."):
+        if not hasattr(function, part):
+            there = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+            raise ValueError(f"reward.function={path!r}: {module_name!r} has no {name!r}; it has {there}")
+        function = getattr(function, part)
+    if not callable(function):
+        raise ValueError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
+    _check_signature(function, path, arguments)
+    return function
+
+
+def _check_signature(function: Callable[..., Any], path: str, arguments: tuple[str, ...]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"reward.function={path!r} is called as f({', '.join(arguments)}), which {signature} refuses: {error}"
+        ) from None
+
+
+def to_score(result: Any) -> Score:
+    """What a reward function returned, as plain numbers.
+
+    result: a number, a bool, (number, bool or None), or an object with .reward and, optionally, .correct.
+    Raises ValueError where it isn't a reward.
+    """
+    reward, correct = result, None
+    if isinstance(result, (bool, np.bool_)):
+        correct = result
+    elif hasattr(result, "reward"):
+        reward, correct = result.reward, getattr(result, "correct", None)
+    elif isinstance(result, tuple):
+        if len(result) != 2:
+            raise ValueError(f"the reward function returned a tuple of {len(result)}, expected (reward, correct)")
+        reward, correct = result
+    return Score(_to_float(reward), _to_bool(correct))
+
+
+def to_probability(result: Any) -> float:
+    """What a pairwise function returned: P(first wins). Raises ValueError where that isn't a number in [0, 1]."""
+    probability = _to_float(result)
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"the reward function returned {_short(result)}, not a probability in [0, 1]")
+    return probability
+
+
+def _to_float(reward: Any) -> float:
+    # float("1.5") would work; a string is nevertheless somebody's mistake.
+    if not isinstance(reward, (str, bytes)):
+        try:
+            value = float(reward)
+        except Exception:
+            value = math.nan
+        if math.isfinite(value):
+            return value
+    raise ValueError(f"the reward function returned {_short(reward)}, not a finite number")
+
+
+def _to_bool(correct: Any) -> bool | None:
+    if correct is None:
+        return None
+    try:
+        if correct == 0 or correct == 1:  # also numpy's bool and tensors
+            return bool(correct)
+    except Exception:
+        pass
+    raise ValueError(f"the reward function returned correct={_short(correct)}, not a bool")
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."

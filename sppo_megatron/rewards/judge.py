@@ -1,0 +1,215 @@
+"""A pairwise judge behind OpenAI-compatible endpoints: both orders of every pair, averaged into a preference matrix."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError
+from sppo_megatron.cluster.server_pool import NoServerLeft, Pool
+from sppo_megatron.config import JudgeConfig
+from sppo_megatron.rewards.judge_cache import AnswerCache
+from sppo_megatron.rewards.judge_question import Reading, question_key, read_answer, request_body, used_tokens
+from sppo_megatron.rewards.preference import Pair, ordered_pairs, set_preference
+from sppo_megatron.rewards.template import JUDGE_TEMPLATE, load_template, render
+from sppo_megatron.rewards.text import Decode, texts_of
+from sppo_megatron.types import Group
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A question without an answer. why: the last attempt's error."""
+
+    why: str
+
+
+class Judge:
+    """metrics, of the last call: judge_questions, judge_cache_hits, judge_failed, judge_requests (retries too),
+    judge_prompt_tokens, judge_completion_tokens and judge_seconds, the requests' latencies added up.
+
+    Raises ValueError where no server answers, they serve different models, one refuses, or template or cache are bad.
+    """
+
+    needs_answer = False
+    gives_preferences = True
+
+    def __init__(self, config: JudgeConfig, decode: Decode | None = None) -> None:
+        self._config = config
+        self._decode = decode
+        self._template = load_template(config.template, JUDGE_TEMPLATE)
+        key = os.environ.get(config.api_key_env)
+        clients = [
+            HttpClient(url, api_key=key, model=config.model, timeout_s=config.timeout_s, settings="reward.judge")
+            for url in config.urls
+        ]
+        # Attempts are counted here: after the last, it depends on the server whether it is lost or the question is.
+        self._pool = Pool(clients, concurrency=config.concurrency, retries=0, backoff_s=0.0, kind="judge")
+        self._model = _served_model(self._pool, config.model)
+        self._cache = AnswerCache(config.cache_path) if config.cache_path else None
+        self._lock = threading.Lock()
+        self._letter_masses: list[float] = []
+        self.metrics: dict[str, float] = {}
+
+    def score(self, groups: list[Group]) -> list[Group]:
+        """Sets the groups' preferences, and every response's reward to its win rate; returns the same groups.
+
+        A pair with an order that stays without an answer is a tie, recorded as an error of both responses.
+        """
+        questions, bodies = self._questions(groups)
+        known = self._cache.get(bodies) if self._cache is not None else {}
+        self._start_metrics(len(bodies), len(known))
+        answers: dict[str, float | Failure] = {**known, **self._ask_all(bodies, known)}
+        for group, pairs in zip(groups, questions, strict=True):
+            found = {pair: answers[key] for pair, key in pairs.items()}
+            set_preference(
+                group,
+                {pair: answer for pair, answer in found.items() if isinstance(answer, float)},
+                {
+                    pair: f"the judge failed: {answer.why}"
+                    for pair, answer in found.items()
+                    if isinstance(answer, Failure)
+                },
+            )
+        self._report([answer.why for answer in answers.values() if isinstance(answer, Failure)])
+        return groups
+
+    def close(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _questions(self, groups: list[Group]) -> tuple[list[dict[Pair, str]], dict[str, dict[str, Any]]]:
+        """The key of every ordered pair of every group, and the request of every key. Equal questions are one."""
+        questions, bodies = [], {}
+        for group in groups:
+            prompt, texts = texts_of(group, self._decode)
+            keys = {}
+            for i, j in ordered_pairs(texts):
+                body = request_body(render(self._template, prompt, texts[i], texts[j]), self._model, self._config)
+                keys[i, j] = question_key(body)
+                bodies[keys[i, j]] = body
+            questions.append(keys)
+        return questions, bodies
+
+    def _ask_all(self, bodies: dict[str, dict[str, Any]], known: dict[str, float]) -> dict[str, float | Failure]:
+        """The answer of every question that isn't known. Servers that were lost and answer again take part."""
+        missing = [key for key in bodies if key not in known]
+        if not missing:
+            return {}
+        if len(self._pool.alive) < len(self._pool.clients):
+            self._pool.set_alive([client.url for client in self._pool.clients if _is_alive(client)])
+        try:
+            found = self._pool.run(missing, lambda client, key: self._ask(client, key, bodies[key]))
+        except NoServerLeft as error:
+            lost = Failure(f"no judge server is left: {error}")
+            return {key: error.answers.get(place, lost) for place, key in enumerate(missing)}
+        return dict(zip(missing, found, strict=True))
+
+    def _ask(self, client: HttpClient, key: str, body: dict[str, Any]) -> float | Failure:
+        """In a thread of the pool. Raises ServerError where the server is lost, so that the question goes elsewhere."""
+        for attempt in range(self._config.retries + 1):
+            if attempt:
+                time.sleep(self._config.backoff_s * 2 ** (attempt - 1))
+            started = time.perf_counter()
+            try:
+                reply = client.post("/v1/chat/completions", body, self._config.timeout_s)
+                reading = read_answer(reply)
+            except ServerError as error:
+                self._count(started)
+                lost = error
+                continue
+            except (RequestError, ValueError) as error:  # asked again, the answer would be the same
+                self._count(started)
+                return Failure(str(error))
+            self._count(started, reply, reading)
+            if self._cache is not None:
+                self._cache.put(key, reading.first_wins)
+            return reading.first_wins
+        if _is_alive(client):
+            return Failure(str(lost))
+        raise lost
+
+    # ---------------------------------------------------------------- what is counted
+
+    def _start_metrics(self, num_questions: int, num_hits: int) -> None:
+        names = ("failed", "requests", "prompt_tokens", "completion_tokens", "seconds")
+        self.metrics = {"judge_questions": float(num_questions), "judge_cache_hits": float(num_hits)}
+        self.metrics |= {f"judge_{name}": 0.0 for name in names}
+        self._letter_masses = []
+
+    def _count(self, started: float, reply: Any = None, reading: Reading | None = None) -> None:
+        prompt_tokens, completion_tokens = used_tokens(reply)
+        with self._lock:
+            self.metrics["judge_requests"] += 1
+            self.metrics["judge_seconds"] += time.perf_counter() - started
+            self.metrics["judge_prompt_tokens"] += prompt_tokens
+            self.metrics["judge_completion_tokens"] += completion_tokens
+            if reading is not None and reading.letter_mass is not None:
+                self._letter_masses.append(reading.letter_mass)
+
+    def _report(self, failures: list[str]) -> None:
+        m = self.metrics
+        m["judge_failed"] = float(len(failures))
+        logger.info(
+            "judge: %d questions, %d from the cache, %d failed; %d requests of %.3g s each, %d + %d tokens",
+            m["judge_questions"],
+            m["judge_cache_hits"],
+            m["judge_failed"],
+            m["judge_requests"],
+            m["judge_seconds"] / max(m["judge_requests"], 1),
+            m["judge_prompt_tokens"],
+            m["judge_completion_tokens"],
+        )
+        if failures:
+            logger.warning(
+                "the judge failed on %d of %d questions, whose pairs count as ties; the first error: %s",
+                len(failures),
+                m["judge_questions"],
+                failures[0],
+            )
+        mass = sum(self._letter_masses) / max(len(self._letter_masses), 1)
+        if self._letter_masses and mass < 0.5:
+            logger.warning(
+                "the judge gives A and B together a probability of %.2g on average: it answers something else; "
+                "reward.judge.template must ask for one letter, reward.judge.request can turn thinking off",
+                mass,
+            )
+
+
+def _served_model(pool: Pool[HttpClient], model: str | None) -> str:
+    """The model that all servers serve. Those that don't answer are taken out. Raises ValueError."""
+    served: dict[str, list[str]] = {}
+    problems = []
+    for client in pool.clients:
+        try:
+            served[client.url] = [entry["id"] for entry in client.get("/v1/models")["data"]]
+        except (ServerError, KeyError, TypeError) as error:
+            problems.append(str(error))
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+    if not served:
+        raise ValueError(f"no judge answers at reward.judge.urls: {'; '.join(problems)}")
+    pool.set_alive(list(served))
+    everywhere = set.intersection(*map(set, served.values()))
+    if model is None and len(everywhere) == 1:
+        return everywhere.pop()
+    if model is None or model not in everywhere:
+        offers = "; ".join(f"{url} serves {', '.join(names)}" for url, names in served.items())
+        raise ValueError(f"reward.judge.model={model} must name what every server serves, and {offers}")
+    return model
+
+
+def _is_alive(client: HttpClient) -> bool:
+    """Whether the server answers at all; an endpoint that isn't vLLM's may not know /health."""
+    try:
+        client.get("/health")
+    except ServerError:
+        return False
+    except RequestError:
+        pass
+    return True

@@ -1,0 +1,102 @@
+"""Verifiable rewards: pure functions (prompt, response, answer) -> Score.
+
+All raise ValueError where the prompt's own answer is missing or unusable; a bad response is never an error, just wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sppo_megatron.rewards.numbers import last_number, same_number
+
+
+class Score(NamedTuple):
+    """reward: r(x, y, y*). correct: whether the response is the right answer, None where that isn't defined."""
+
+    reward: float
+    correct: bool | None = None
+
+
+Verifier = Callable[[str, str, str | None], Score]
+
+
+def exact_match(prompt: str, response: str, answer: str | None) -> Score:
+    """1 where the response is the answer, apart from white space around either; else 0."""
+    correct = response.strip() == _required(answer).strip()
+    return Score(float(correct), correct)
+
+
+def numeric(prompt: str, response: str, answer: str | None) -> Score:
+    """1 where the last number of the response (of its last \\boxed{...}, if that has one) equals the answer's; else 0.
+
+    Integers must be equal; other numbers too, or within a relative 1e-6. See `numbers.last_number` for what is read.
+    """
+    answer = _required(answer)
+    expected = last_number(answer)
+    if expected is None:
+        raise ValueError(f"the answer {answer[:80]!r} holds no number")
+    found = last_number(response)
+    correct = found is not None and same_number(found, expected)
+    return Score(float(correct), correct)
+
+
+def character_share(prompt: str, response: str, answer: str | None) -> Score:
+    """The share of positions that hold the right character, over the longer of response and answer (both stripped).
+
+    Characters that are missing or too many cost as much as wrong ones. Correct is an exact match.
+    """
+    response, answer = response.strip(), _required(answer).strip()
+    longest = max(len(response), len(answer))
+    if longest == 0:
+        return Score(1.0, True)
+    right = sum(ours == theirs for ours, theirs in zip(response, answer, strict=False))
+    return Score(right / longest, response == answer)
+
+
+def math_verify(prompt: str, response: str, answer: str | None) -> Score:
+    """1 where response and answer are mathematically equal (LaTeX or plain expressions), by the package math-verify.
+
+    Some expressions take for ever to simplify: call it where a timeout can end the process.
+    Raises ImportError without the package.
+    """
+    parse, verify = _import_math_verify()
+    answer = _required(answer)
+    expected = parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None)
+    if not expected:
+        raise ValueError(f"math-verify cannot parse the answer {answer[:80]!r}")
+    found = parse(response, parsing_timeout=None)
+    correct = bool(found) and bool(verify(expected, found, timeout_seconds=None))
+    return Score(float(correct), correct)
+
+
+def check_math_verify() -> None:
+    """Raises ImportError, naming the extra to install, where math-verify is missing."""
+    _import_math_verify()
+
+
+def _import_math_verify() -> tuple[Callable, Callable]:
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise ImportError(
+            'reward.kind=math_verify needs the package math-verify: pip install "sppo-megatron[math]"'
+        ) from error
+    # It warns in every call that its own timeouts are off; the worker pool's are on.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return parse, verify
+
+
+def _required(answer: str | None) -> str:
+    if answer is None:
+        raise ValueError("this reward needs the prompt's answer, which is missing (data.answer_key)")
+    return answer
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "exact_match": exact_match,
+    "numeric": numeric,
+    "character_share": character_share,
+    "math_verify": math_verify,
+}

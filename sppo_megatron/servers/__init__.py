@@ -1,1 +1,0 @@
-"""HTTP servers that share work, whatever they serve."""

@@ -1,0 +1,200 @@
+"""Puts the parts of a run together: process groups, model, engines, scorer, tracker, trainer."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sppo_megatron.batch.gate import MismatchGate
+from sppo_megatron.batch.samples import steps_per_iteration
+from sppo_megatron.cluster.consensus import agreed, check_same_config
+from sppo_megatron.config import Config
+from sppo_megatron.data.prompts import PromptStream
+from sppo_megatron.engines.vllm.replica import VllmReplica
+from sppo_megatron.hf.save import save_hf_folder
+from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint
+from sppo_megatron.policy.checkpoint.training import Checkpointer, check_fits
+from sppo_megatron.policy.generate.generator import Generator
+from sppo_megatron.policy.initialize import (
+    destroy_model_parallel,
+    initialize_distributed,
+    initialize_model_parallel,
+)
+from sppo_megatron.policy.model.precision import params_dtype
+from sppo_megatron.policy.policy import Policy
+from sppo_megatron.policy.step.fp8_probe import build_fp8_probe
+from sppo_megatron.policy.step.reference import build_reference
+from sppo_megatron.tracking.console import ProgressDisplay, print_summary
+from sppo_megatron.tracking.tracker import Tracker
+from sppo_megatron.train.engines import Engines, build_engines, build_replica
+from sppo_megatron.train.evaluation import Evaluator
+from sppo_megatron.train.inputs import Inputs, read_inputs
+from sppo_megatron.train.loop import Trainer
+from sppo_megatron.train.preemption import PreemptionGuard
+from sppo_megatron.train.state import TrainerState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Parts:
+    """The pieces that live as long as the job."""
+
+    inputs: Inputs
+    policy: Policy
+    replica: VllmReplica | None
+
+
+@contextlib.contextmanager
+def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
+    """Joins the process group, reads the inputs, builds the policy; takes all of it down at the end.
+
+    Raises ConfigError on every rank, naming the ranks at fault where it isn't all of them.
+    """
+    owns_group = not dist.is_initialized()
+    initialize_distributed(config.parallelism.distributed_timeout_minutes)
+    try:
+        check_same_config(composed)
+        inputs = agreed(lambda: read_inputs(config))
+        groups = initialize_model_parallel(config.parallelism, config.train.seed)
+        steps = _total_steps(config, inputs)
+        replica = build_replica(config, inputs)
+        policy = agreed(lambda: Policy(config, inputs.model, groups, steps))
+        try:
+            yield Parts(inputs, policy, replica)
+        finally:
+            policy.close()
+            if replica is not None:
+                replica.close()
+    finally:
+        destroy_model_parallel()
+        if owns_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer:
+    """The trainer with everything connected, its checkpoint chosen."""
+    inputs, policy = parts.inputs, parts.policy
+    output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
+    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.model.vocab_size, policy.device)
+    engines = build_engines(config, inputs, generator, parts.replica)
+    resumed_from, state = agreed(lambda: _find_checkpoint(config, inputs))
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(composed, output_dir / "config.yaml", resolve=True)
+        if resumed_from is not None:
+            logger.info("continuing from %s", resumed_from)
+    return Trainer(
+        config=config,
+        policy=policy,
+        rollout=engines.rollout,
+        scorer=inputs.scorer if inputs.replay is None or config.rollout.rescore else None,
+        weight_sync=engines.weight_sync,
+        prompts=_prompt_stream(config, inputs),
+        evaluator=_evaluator(inputs, engines, output_dir / "evaluations" if is_main else None),
+        checkpointer=Checkpointer(
+            policy,
+            output_dir / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            async_save=config.checkpoint.async_save,
+        ),
+        tracker=Tracker(
+            output_dir,
+            config.logger,
+            enabled=is_main,
+            resume_step=state.step if resumed_from else None,
+            run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
+        ),
+        display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
+        gate=MismatchGate(config.rollout.mismatch, config.objective),
+        rollout_folder=output_dir / "rollouts",
+        is_main=is_main,
+        state=state,
+        resumed_from=resumed_from,
+        preemption=PreemptionGuard(policy.device),
+        fp8_probe=build_fp8_probe(policy, config.precision),
+        reference=build_reference(policy, config.objective),
+        probe=engines.probe,
+        ahead=engines.ahead,
+    )
+
+
+def export_policy(config: Config, parts: Parts) -> None:
+    """Writes output_dir/hf: weights, config and tokenizer in Hugging Face format. Collective."""
+    tensors = parts.policy.export_weights()
+    if dist.get_rank() == 0:
+        inputs = parts.inputs
+        hf_config = copy.deepcopy(inputs.hf_config)
+        hf_config.dtype = params_dtype(config.precision)
+        hf_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf_config.model_type]]
+        save_hf_folder(Path(config.output_dir) / "hf", tensors, hf_config, inputs.tokenizer, inputs.generation_config)
+    else:
+        for _ in tensors:
+            pass
+    dist.barrier()
+
+
+def close(trainer: Trainer, parts: Parts) -> None:
+    """Ends worker processes, gives signals back and closes files."""
+    if trainer.preemption is not None:
+        trainer.preemption.close()
+    trainer.rollout.close()
+    trainer.weight_sync.close()
+    trainer.tracker.close()
+    parts.inputs.scorer.close()
+    trainer.checkpointer.close()
+
+
+def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
+    hf = Path(config.output_dir) / "hf"
+    next_steps = [
+        ("metrics", f"{config.output_dir}/metrics.jsonl, or: tensorboard --logdir {config.output_dir}/tensorboard"),
+        ("the trained policy, in Hugging Face format", str(hf)),
+        ("continue from it", f"python -m sppo_megatron.train model.hf_path={hf} output_dir=outputs/next ..."),
+    ]
+    state = trainer.state
+    print_summary(state.evaluation_before, state.evaluation_last, config.output_dir, next_steps, seconds=seconds)
+
+
+def _total_steps(config: Config, inputs: Inputs) -> int:
+    """Optimizer steps of the whole run, for the learning-rate schedule; with pairs, where every group has one."""
+    size, epochs = config.train.minibatch_size, config.train.epochs_per_iteration
+    if inputs.replay is not None:
+        groups = [inputs.replay.responses_of_groups(i) for i in range(config.train.iterations)]
+    else:
+        assert config.train.prompts_per_iteration is not None
+        groups = [[config.rollout.num_samples_per_prompt] * config.train.prompts_per_iteration]
+        groups *= config.train.iterations
+    counts = [sum(config.objective.sequences_of_group(responses) for responses in group) for group in groups]
+    return sum(steps_per_iteration(count, size, epochs) for count in counts)
+
+
+def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream | None:
+    if inputs.replay is not None:
+        return None
+    assert config.train.prompts_per_iteration is not None
+    return PromptStream(
+        inputs.train_prompts, config.train.prompts_per_iteration, config.train.seed, config.train.shuffle
+    )
+
+
+def _evaluator(inputs: Inputs, engines: Engines, folder: Path | None) -> Evaluator | None:
+    return Evaluator(engines.evaluation, inputs.scorer, inputs.eval_prompts, folder) if inputs.eval_prompts else None
+
+
+def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, TrainerState]:
+    load = config.checkpoint.load
+    path = latest_checkpoint(Path(config.output_dir) / "checkpoints") if load == "latest" else load and Path(load)
+    if not path:
+        return None, TrainerState()
+    check_whole(path)
+    check_fits(path, inputs.model.description(), config.optimizer.use_distributed_optimizer)
+    return path, TrainerState.read(path)

@@ -1,0 +1,113 @@
+"""The command: `torchrun ... -m sppo_megatron.train [overrides]`, for one process `python -m sppo_megatron.train`.
+
+A configuration that can't run ends with exit code 2 and one message from rank 0, before anything expensive: that is
+why the heavy parts are imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.config import Config
+from sppo_megatron.config.checks import check_config
+from sppo_megatron.config.compose import compose_config, config_folder
+from sppo_megatron.errors import ConfigError
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by SIGTERM or SIGUSR1, and saved; the same command continues
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one training; returns the exit code."""
+    options = _parse(arguments)
+    set_up_logging(int(os.environ.get("RANK", "0")))
+    return run_to_end("training", lambda: _run_command(options))
+
+
+def _run_command(options: argparse.Namespace) -> int:
+    config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
+    if options.cfg:
+        print(OmegaConf.to_yaml(composed), end="")
+        return 0
+    if config.checkpoint.load is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        config.checkpoint.load = "latest"  # torchrun --max-restarts starts the same command again
+    check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_output_dir(config)
+    return run(config, composed)
+
+
+def run(config: Config, composed: DictConfig) -> int:
+    """Builds the parts, trains, exports the policy; returns the exit code.
+
+    Raises, the same on every rank, ConfigError for what only reading the data and the model can tell, and
+    TrainingError where the run can't go on; LostRankError where another rank is lost.
+    """
+    with heavy_imports():
+        from sppo_megatron.cluster.failure_report import roll_call
+        from sppo_megatron.policy.initialize import joined_job
+        from sppo_megatron.train import build
+        from sppo_megatron.train.preemption import Preempted
+
+    started = time.perf_counter()
+    timeout = config.parallelism.distributed_timeout_minutes
+    with joined_job(timeout), roll_call(), build.job(config, composed) as parts:
+        trainer = build.build_trainer(config, composed, parts)
+        try:
+            with trainer.display:
+                trainer.run()
+            build.export_policy(config, parts)
+        except Preempted as stop:
+            logging.getLogger(__name__).warning("%s", stop)
+            return EXIT_PREEMPTED
+        except Exception as error:
+            error.add_note(f"after optimizer step {trainer.state.step}")
+            raise
+        finally:
+            build.close(trainer, parts)
+        if trainer.is_main:
+            build.print_results(config, trainer, time.perf_counter() - started)
+    return 0
+
+
+def check_output_dir(config: Config) -> None:
+    """Raises ConfigError where a run lies in output_dir and this one wouldn't continue it: nothing is overwritten."""
+    if config.checkpoint.load is None and (Path(config.output_dir) / "metrics.jsonl").exists():
+        raise ConfigError(
+            f"output_dir={config.output_dir} holds a run already: continue it with checkpoint.load=latest, "
+            "or give another output_dir"
+        )
+
+
+def set_up_logging(rank: int) -> None:
+    """Rank 0 speaks; the others speak up only for errors. Third-party chatter is left out."""
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(levelname)s %(message)s")
+    for name in ("megatron", "httpx", "transformers", "torch.distributed", "filelock", "vllm", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(megatron|torch|vllm)\..*")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    groups = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
+    parser = argparse.ArgumentParser(
+        prog="sppo_megatron.train",
+        description="Online SPPO on Megatron-Core.",
+        epilog=f"Config groups: {', '.join(groups)}. Every key: sppo_megatron/config, or --cfg to print them.",
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides: key=value, group=option, experiment=NAME")
+    parser.add_argument("--cfg", action="store_true", help="print the composed configuration and exit")
+    parser.add_argument("--config-dir", help="one more folder of config groups and experiments")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

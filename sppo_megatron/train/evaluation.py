@@ -1,0 +1,166 @@
+"""Held-out prompts, answered by the current policy, scored, and compared with the answers of earlier policies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sppo_megatron.data.rollout_file import read_groups, write_groups
+from sppo_megatron.engines.base import RolloutEngine
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.objective import wilson_interval
+from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.types import Group, Prompt
+
+logger = logging.getLogger(__name__)
+
+_FILES = {"initial": "evaluation_initial.jsonl", "previous": "evaluation_previous.jsonl"}
+
+
+@dataclass
+class Evaluator:
+    """The engine samples as configured for evaluation; its seeds do not depend on when it is asked.
+
+    folder: where the answers of each evaluation are written, None on ranks that don't. initial, previous: the scored
+    answers of π_0 and of the evaluation before, None where they aren't known.
+    """
+
+    engine: RolloutEngine
+    scorer: Scorer
+    prompts: list[Prompt]
+    folder: Path | None = None
+    initial: list[Group] | None = None
+    previous: list[Group] | None = None
+
+    def evaluate(self, iteration: int) -> dict[str, float]:
+        """Metrics of the policy after so many iterations, the same on every rank. Collective.
+
+        eval_reward_mean; eval_reward_errors, the answers that couldn't be scored or compared, where a comparison counts
+        as a tie; eval_exact_match where the reward defines a right answer; response statistics; and for
+        `initial` and `previous` eval_win_rate_*, with the ends of its 95% interval over prompts (*_low, *_high). Where
+        the reward is a preference, eval_reward_mean is the win rate against the initial policy.
+        """
+        groups = self.engine.generate(self.prompts, 0)
+        if not self.scorer.gives_preferences:
+            score_over_ranks(self.scorer, groups)
+        self._leave_out_unlike(groups)
+        rates = self._win_rates(groups)
+        if self.scorer.gives_preferences:
+            _set_rewards(groups, rates.get("initial"))
+        if self.folder is not None:
+            write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
+        self.previous = groups
+        metrics = _statistics(groups)
+        for name, rate in rates.items():
+            metrics |= _with_interval(f"eval_win_rate_{name}", rate)
+        if iteration == 0:
+            self.initial = groups
+            metrics["eval_win_rate_initial"] = 0.5  # against itself, and nothing is uncertain about it
+        return metrics
+
+    def write(self, folder: Path) -> None:
+        """Adds the answers that later policies are compared with to a checkpoint."""
+        for name, file in _FILES.items():
+            if (groups := getattr(self, name)) is not None:
+                write_groups(folder / file, groups)
+
+    def read(self, folder: Path) -> None:
+        """Takes them up again. Those of other prompts are left out, with a warning."""
+        for name, file in _FILES.items():
+            groups = read_groups(folder / file) if (folder / file).exists() else []
+            fits = [_ids(group.prompt) for group in groups] == [_ids(prompt) for prompt in self.prompts]
+            if not fits:
+                logger.warning("%s has no answers to these evaluation prompts: no win rate against them", folder / file)
+            setattr(self, name, groups if fits else None)
+
+    def _leave_out_unlike(self, groups: Sequence[Group]) -> None:
+        """Answer stands against answer: a resume with another eval.num_samples_per_prompt has nothing to compare."""
+        for name in _FILES:
+            opponents = getattr(self, name)
+            if opponents is not None and _counts(opponents) != _counts(groups):
+                logger.warning("eval.num_samples_per_prompt changed: no win rate against the %s answers", name)
+                setattr(self, name, None)
+
+    def _win_rates(self, groups: list[Group]) -> dict[str, np.ndarray]:
+        """P(current answer beats the other one) [prompts, samples] against each policy that is known."""
+        rates: dict[str, np.ndarray] = {}
+        if self.initial is not None:
+            rates["initial"] = self._against(self.initial, groups)
+        if self.previous is not None:
+            same = self.previous is self.initial
+            rates["previous"] = rates["initial"] if same else self._against(self.previous, groups)
+        return rates
+
+    def _against(self, opponents: Sequence[Group], groups: Sequence[Group]) -> np.ndarray:
+        if not self.scorer.gives_preferences:
+            return 0.5 + 0.5 * np.sign(_rewards(groups) - _rewards(opponents))
+        duels = [
+            Group(group.prompt, [replace(mine), replace(other)])
+            for group, opponent in zip(groups, opponents, strict=True)
+            for mine, other in zip(group.responses, opponent.responses, strict=True)
+        ]
+        score_over_ranks(self.scorer, duels)
+        answers = [response for group in groups for response in group.responses]
+        for answer, duel in zip(answers, duels, strict=True):
+            answer.error = answer.error or duel.responses[0].error
+        wins = [0.5 if duel.preference is None else float(duel.preference[0, 1]) for duel in duels]
+        return np.array(wins).reshape(len(groups), -1)
+
+
+def judged_by(metrics: dict[str, float], keep_best: str | None) -> float | None:
+    """The value of the metric that says which policy is the best: higher is better. None where none is kept.
+
+    auto: eval_reward_mean, which is the win rate against the initial policy where the reward is a preference.
+    Raises ConfigError where the evaluation has no metric of that name.
+    """
+    if keep_best is None:
+        return None
+    name = "eval_reward_mean" if keep_best == "auto" else keep_best
+    if name not in metrics:
+        raise ConfigError(
+            f"checkpoint.keep_best={name} is no metric of the evaluation: choose auto, null or one of "
+            f"{', '.join(sorted(metrics))}"
+        )
+    return metrics[name]
+
+
+def _statistics(groups: Sequence[Group]) -> dict[str, float]:
+    responses = [response for group in groups for response in group.responses]
+    metrics = {
+        "eval_reward_mean": float(np.mean([response.reward for response in responses])),
+        "eval_reward_errors": float(sum(response.error is not None for response in responses)),
+        "eval_response_length_mean": float(np.mean([len(response.token_ids) for response in responses])),
+        "eval_truncation_rate": float(np.mean([response.finish_reason == "length" for response in responses])),
+    }
+    if all(response.correct is not None for response in responses):
+        metrics["eval_exact_match"] = float(np.mean([bool(response.correct) for response in responses]))
+    return metrics
+
+
+def _with_interval(name: str, rates: np.ndarray) -> dict[str, float]:
+    """Answers to one prompt aren't independent of each other: the interval counts prompts."""
+    mean = float(rates.mean())
+    low, high = wilson_interval(mean, len(rates))
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+def _set_rewards(groups: Sequence[Group], rates: np.ndarray | None) -> None:
+    for place, group in enumerate(groups):
+        for number, response in enumerate(group.responses):
+            response.reward = 0.5 if rates is None else float(rates[place, number])
+
+
+def _rewards(groups: Sequence[Group]) -> np.ndarray:
+    return np.array([[response.reward for response in group.responses] for group in groups], dtype=np.float64)
+
+
+def _counts(groups: Sequence[Group]) -> list[int]:
+    return [len(group.responses) for group in groups]
+
+
+def _ids(prompt: Prompt) -> list[int]:
+    return prompt.token_ids.tolist()

@@ -1,0 +1,122 @@
+"""What a run reads from disk before any model is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sppo_megatron.config import Config
+from sppo_megatron.config.checks import check_layout
+from sppo_megatron.data.human_response import drop_long_responses
+from sppo_megatron.data.prompts import load_prompts
+from sppo_megatron.data.records import Split
+from sppo_megatron.engines.replay import ReplayEngine
+from sppo_megatron.engines.vllm.replica import check_vllm_installed
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.hf.families import FAMILIES
+from sppo_megatron.hf.hf_checkpoint import HFTensors, RandomTensors
+from sppo_megatron.hf.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder, stop_token_ids
+from sppo_megatron.hf.hf_model import open_weights
+from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.policy.model.bridge import BridgeModel
+from sppo_megatron.policy.model.mapped import MappedModel
+from sppo_megatron.policy.model.source import ModelSource
+from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.share import Scorer
+from sppo_megatron.types import Prompt
+
+
+@dataclass
+class Inputs:
+    """replay: where the groups come from files. model: its weights are read when they are asked for."""
+
+    folder: Path
+    hf_config: Any
+    model: ModelSource
+    tokenizer: Any | None
+    generation_config: Any | None
+    train_prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    replay: ReplayEngine | None
+    scorer: Scorer
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """What ends a response."""
+        return stop_token_ids(self.hf_config, self.generation_config, self.tokenizer)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt, of training and evaluation."""
+        return max((len(prompt.token_ids) for prompt in (*self.train_prompts, *self.eval_prompts)), default=0)
+
+
+def read_inputs(config: Config) -> Inputs:
+    """Raises ValueError, ImportError or FileNotFoundError with what to change. Doesn't communicate."""
+    if config.rollout.engine == "vllm":
+        check_vllm_installed()
+    folder = resolve_hf_folder(config.model.hf_path)
+    hf_config = load_hf_config(str(folder))
+    model = open_model(config, folder, hf_config)
+    check_layout(config.parallelism, **model.layout_sizes())  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(folder)
+    decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    scorer = build_scorer(config.reward, decode)
+    replay = None
+    if config.rollout.engine == "replay":
+        assert config.rollout.path is not None
+        replay = ReplayEngine(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
+    train_split = Split(config.data.train_split, "train", "data.train_split")
+    eval_split = Split(config.data.eval_split, "test", "data.eval_split")
+    return Inputs(
+        folder=folder,
+        hf_config=hf_config,
+        model=model,
+        tokenizer=tokenizer,
+        generation_config=load_generation_config(folder),
+        train_prompts=[] if replay else _prompts(config.data.train_path, train_split, config, tokenizer, scorer),
+        eval_prompts=_prompts(config.data.eval_path, eval_split, config, tokenizer, scorer, with_human_responses=False),
+        replay=replay,
+        scorer=scorer,
+    )
+
+
+def open_model(config: Config, folder: Path, hf_config: Any) -> ModelSource:
+    """By our own mapping where the family has one, else by megatron-bridge. Raises ValueError for what neither can."""
+    if hf_config.model_type not in FAMILIES:
+        if config.model.init != "hf":
+            raise ConfigError(
+                f"model.init={config.model.init} with a {hf_config.model_type} model: only {', '.join(FAMILIES)} can "
+                "start from random weights; set model.init=hf"
+            )
+        return BridgeModel(folder, hf_config)
+    architecture = read_architecture(hf_config)
+    return MappedModel(architecture, _tensors(config, folder, architecture), config.model.make_vocab_size_divisible_by)
+
+
+def _prompts(
+    path: str | None,
+    split: Split,
+    config: Config,
+    tokenizer: Any | None,
+    scorer: Scorer,
+    with_human_responses: bool = True,
+) -> list[Prompt]:
+    if path is None:
+        return []
+    if tokenizer is None:
+        raise ConfigError(
+            f"{path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into that folder"
+        )
+    data = config.data if with_human_responses else replace(config.data, response_key=None)
+    prompts = load_prompts(path, tokenizer, data, require_answer=scorer.needs_answer, split=split)
+    return drop_long_responses(prompts, config.rollout.max_response_length, path)
+
+
+def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
+    if config.model.init == "hf":
+        return open_weights(folder, architecture.family)
+    shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
+    return RandomTensors(shapes, architecture.initializer_range, config.train.seed)

@@ -1,0 +1,299 @@
+"""The loop: generate, score, freeze π_t, train, give the engine the new weights. It knows protocols, not frameworks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from sppo_megatron.batch.gate import MismatchGate
+from sppo_megatron.batch.iteration import Iteration, cut_minibatches, freeze, start_iteration
+from sppo_megatron.batch.micro_batches import Sample, Unit
+from sppo_megatron.batch.samples import set_ref_log_ratios
+from sppo_megatron.config import Config
+from sppo_megatron.data.prompts import PromptStream
+from sppo_megatron.data.rollout_file import write_groups
+from sppo_megatron.engines.base import RolloutEngine
+from sppo_megatron.engines.weight_probe import WeightProbe
+from sppo_megatron.engines.weight_sync import WeightSync
+from sppo_megatron.errors import TrainingError
+from sppo_megatron.rewards.preference import nothing_answered
+from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.rollout.ahead import RolloutsAhead
+from sppo_megatron.tracking.console import ProgressDisplay
+from sppo_megatron.tracking.tracker import Tracker
+from sppo_megatron.train.evaluation import Evaluator, judged_by
+from sppo_megatron.train.preemption import Preempted, PreemptionGuard
+from sppo_megatron.train.state import TrainerState
+from sppo_megatron.types import Group, Prompt
+
+logger = logging.getLogger(__name__)
+
+# nats per token that |s| may show before the first update of an iteration, where it is 0 up to rounding
+_ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
+
+
+class Policy(Protocol):
+    """What the trainer needs of π_θ. Every method is collective."""
+
+    def compute_log_probs(self, samples: Sequence[Sample]) -> tuple[list[np.ndarray], float]: ...
+
+    def train_step(self, units: Sequence[Unit]) -> dict[str, float]: ...
+
+    def export_weights(self) -> Iterator[tuple[str, Tensor]]: ...
+
+
+class Checkpointer(Protocol):
+    """Saves the policy together with what write_host_state writes on rank 0."""
+
+    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None: ...
+
+    def poll(self) -> None: ...
+
+    def finalize(self) -> None: ...
+
+    def load(self, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Trainer:
+    """Built of parts; `run` is the whole algorithm. prompts is None where the engine brings its own (replay).
+
+    reference: log π_ref of samples, like Policy.compute_log_probs; None where the objective has no π_ref.
+    """
+
+    config: Config
+    policy: Policy
+    rollout: RolloutEngine
+    scorer: Scorer | None
+    weight_sync: WeightSync
+    prompts: PromptStream | None
+    evaluator: Evaluator | None
+    checkpointer: Checkpointer
+    tracker: Tracker
+    display: ProgressDisplay
+    gate: MismatchGate
+    rollout_folder: Path
+    is_main: bool
+    state: TrainerState = field(default_factory=TrainerState)
+    resumed_from: Path | None = None
+    preemption: PreemptionGuard | None = None
+    fp8_probe: Callable[[Sequence[Sample], Sequence[np.ndarray]], dict[str, float]] | None = None
+    reference: Callable[[Sequence[Sample]], list[np.ndarray]] | None = None
+    probe: WeightProbe | None = None
+    ahead: RolloutsAhead | None = None
+    saved_step: int = -1
+
+    def run(self) -> None:
+        """Trains to the end. Raises Preempted, after saving, where the job was told to stop."""
+        iteration = self._resume()
+        pushed = self._push()
+        if iteration is None:
+            self.state.iteration_metrics = pushed
+        if self.resumed_from is None:
+            self.state.evaluation_before = self._evaluate()
+        while self.state.iteration < self.config.train.iterations:
+            self._stop_if_preempted(iteration)
+            iteration = iteration or self._prepare()
+            for units in iteration.minibatches[self.state.minibatch :]:
+                self._stop_if_preempted(iteration)
+                self._train_step(units, iteration)
+                is_last = self.state.minibatch == len(iteration.minibatches)
+                if not is_last and self._is_save_step():
+                    self._save(iteration)
+            self.state.iteration += 1
+            self.state.minibatch = 0
+            self.state.iteration_metrics = self._push()
+            if self._is_evaluation():
+                self._evaluate()
+            if iteration.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
+                self._save(None)
+            self.display.update(self.state.iteration, iteration.last_line)
+            iteration = None
+        self._save(None)
+        self.checkpointer.finalize()
+
+    # ---------------------------------------------------------------- the stages of an iteration
+
+    def _prepare(self) -> Iteration:
+        """Rollouts with their scores, and log π_t of every response before any update."""
+        started = time.perf_counter()
+        groups = self._generate()
+        generated = time.perf_counter()
+        if self.scorer is not None:
+            groups = score_over_ranks(self.scorer, groups)
+            if nothing_answered(self.scorer.metrics):
+                self._stop_unanswered(groups)
+            self.state.iteration_metrics |= self.scorer.metrics
+        scored = time.perf_counter()
+        iteration = start_iteration(groups, self.state.iteration, self.config)
+        old_log_probs, entropy = self.policy.compute_log_probs(iteration.samples)
+        freeze(iteration, old_log_probs, self.config)
+        self.state.iteration_metrics |= self._refer(iteration)
+        if self.fp8_probe is not None:
+            self.state.iteration_metrics |= self.fp8_probe(iteration.samples, old_log_probs)
+        if self.is_main:
+            write_groups(self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl", groups)
+        tokens = sum(len(sample.response_token_ids) for sample in iteration.samples)
+        self.state.iteration_metrics |= {
+            "entropy": entropy,
+            "seconds_rollout": generated - started,
+            "seconds_reward": scored - generated,
+            "seconds_log_probs": time.perf_counter() - scored,
+            "rollout_tokens_per_second": tokens / max(generated - started, 1e-9),
+        }
+        self.state.iteration_metrics |= cut_minibatches(iteration, self.gate, self.config, self.state.step)
+        return iteration
+
+    def _refer(self, iteration: Iteration) -> dict[str, float]:
+        if self.reference is None:
+            return {}
+        return set_ref_log_ratios(iteration.samples, self.reference(iteration.samples))
+
+    def _generate(self) -> list[Group]:
+        """The iteration's groups. Where the engine works ahead, it begins with those of the next one."""
+        version = self.weight_sync.version
+        groups = self.ahead.take() if self.ahead is not None else None
+        if groups is None:
+            groups = self.rollout.generate(self._next_prompts(), self.state.iteration)
+        for response in (response for group in groups for response in group.responses):
+            if response.policy_version is None and self.rollout.needs_prompts:
+                response.policy_version = version
+        if self.ahead is not None and self.state.iteration + 1 < self.config.train.iterations:
+            self.ahead.start(self._next_prompts(), self.state.iteration + 1)
+        return groups
+
+    def _next_prompts(self) -> list[Prompt]:
+        return [] if self.prompts is None else self.prompts.next()
+
+    def _push(self) -> dict[str, float]:
+        """Gives the engine the new weights. The metrics returned belong to the rollouts that follow."""
+        if self.ahead is not None:
+            self.ahead.finish()
+        started = time.perf_counter()
+        num_bytes = self.weight_sync.push(self.policy.export_weights(), self.state.step)
+        metrics = {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
+        if self.probe is not None:
+            metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
+        return metrics
+
+    def _train_step(self, units: list[Unit], iteration: Iteration) -> None:
+        started = time.perf_counter()
+        metrics = self.policy.train_step(units)
+        seconds = time.perf_counter() - started
+        if self.state.minibatch == 0:
+            self._check_first_log_ratio(metrics, iteration)
+        self.state.step += 1
+        self.state.minibatch += 1
+        tokens = sum(sample.num_tokens for unit in units for sample in unit)
+        # What is known of the whole iteration goes before what a step saw of it.
+        line = {"step": self.state.step, "iteration": self.state.iteration, **metrics, **self.state.iteration_metrics}
+        line |= {"seconds_train": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
+        self.tracker.log(line)
+        iteration.last_line = line
+        self.checkpointer.poll()
+
+    def _check_first_log_ratio(self, metrics: dict[str, float], iteration: Iteration) -> None:
+        """The first sign of a broken parallel path: π_θ is π_t here, so s must be 0 up to rounding."""
+        longest = max((len(sample.response_token_ids) for sample in iteration.samples), default=0)
+        bound = _ROUNDING[self.config.precision.dtype] * max(1, longest)
+        if metrics["log_ratio_abs_max"] > bound:
+            raise TrainingError(
+                f"before the first update of iteration {self.state.iteration} the largest |log π_θ − log π_t| is "
+                f"{metrics['log_ratio_abs_max']:.3g} nats and should be 0 up to rounding (bound {bound:.3g}): "
+                "the training pass does not compute what the log-prob pass does; try another layout and report it"
+            )
+
+    # ---------------------------------------------------------------- evaluation, checkpoints, resume
+
+    def _is_evaluation(self) -> bool:
+        interval, done = self.config.eval.interval, self.state.iteration
+        return done == self.config.train.iterations or (interval > 0 and done % interval == 0)
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.evaluator is None:
+            return {}
+        metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
+        self.tracker.log({"eval_step": self.state.step, "eval_iteration": self.state.iteration, **metrics})
+        value = judged_by(metrics, self.config.checkpoint.keep_best)
+        if value is not None and (self.state.best_value is None or value > self.state.best_value):
+            self.state.best_value, self.state.best_step = value, self.state.step
+        return metrics
+
+    def _is_save_step(self) -> bool:
+        interval = self.config.checkpoint.save_interval
+        return interval is not None and self.state.step % interval == 0
+
+    def _save(self, iteration: Iteration | None) -> None:
+        """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t."""
+        if self.state.step == self.saved_step:
+            return
+        groups, samples = (iteration.groups, iteration.samples) if iteration else ([], [])
+        ahead = self.ahead.finish() if self.ahead is not None else None
+        state = replace(
+            self.state,
+            has_rollouts=iteration is not None,
+            has_ahead=ahead is not None,
+            prompt_position=0 if self.prompts is None else self.prompts.position,
+        )
+
+        def write(folder: Path) -> None:
+            state.write(folder, groups, samples, ahead or ())
+            if self.evaluator is not None:
+                self.evaluator.write(folder)
+
+        self.checkpointer.save(self.state.step, write, best=self.state.best_step)
+        self.saved_step = self.state.step
+
+    def _stop_if_preempted(self, iteration: Iteration | None) -> None:
+        if self.preemption is not None and self.preemption.requested():
+            self._save(iteration)
+            self.checkpointer.finalize()
+            raise Preempted(self.state.step)
+
+    def _stop_unanswered(self, groups: list[Group]) -> NoReturn:
+        """Ties alone would be trained on in silence. Saves the iteration as one whose groups are still to be scored.
+
+        Groups that were generated ahead are saved again as such; others are generated again, the same.
+        """
+        drawn = len(groups)
+        if self.ahead is not None:
+            drawn = len(self.ahead.finish() or ())
+            self.ahead.restore(groups)
+        if self.prompts is not None:
+            self.prompts.load_state_dict({"position": self.prompts.position - drawn})
+        self._save(None)
+        self.checkpointer.finalize()
+        why = next(response.error for group in groups for response in group.responses if response.error is not None)
+        raise TrainingError(
+            f"the reward answered none of the questions of iteration {self.state.iteration}, so there is nothing to "
+            f"learn from: {why}; mend the reward and continue with checkpoint.load=latest, which begins there"
+        )
+
+    def _resume(self) -> Iteration | None:
+        """Takes up a checkpoint; inside an iteration, with its rollouts and its frozen π_t."""
+        if self.resumed_from is None:
+            return None
+        self.saved_step = self.state.step
+        self.checkpointer.load(self.resumed_from)
+        if self.evaluator is not None:
+            self.evaluator.read(self.resumed_from)
+        if self.prompts is not None:
+            self.prompts.load_state_dict({"position": self.state.prompt_position})
+        if self.state.has_ahead and self.ahead is not None:
+            self.ahead.restore(self.state.read_ahead(self.resumed_from))
+        if not self.state.has_rollouts:
+            return None
+        iteration = start_iteration(self.state.read_groups(self.resumed_from), self.state.iteration, self.config)
+        freeze(iteration, self.state.read_old_log_probs(self.resumed_from, iteration.samples), self.config)
+        self._refer(iteration)
+        cut_minibatches(iteration, self.gate, self.config, self.state.step - self.state.minibatch)
+        return iteration

@@ -1,0 +1,78 @@
+"""Where a run stands: counters, and the rollouts of an iteration that was stopped between two mini-batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.data.rollout_file import read_groups, write_groups
+from sppo_megatron.types import Group
+
+_COUNTERS = "trainer_state.json"
+_ROLLOUTS = "rollouts.jsonl"
+_OLD_LOG_PROBS = "old_log_probs.npy"
+_AHEAD = "rollouts_ahead.jsonl"
+
+
+@dataclass
+class TrainerState:
+    """step: optimizer steps done. iteration: the current one, from 0. minibatch: how many of it are done.
+
+    prompt_position: prompts handed out so far. has_rollouts: whether the rollouts of the current iteration lie beside.
+    has_ahead: whether those of the one after lie beside, generated ahead.
+    evaluation_before, evaluation_last: the metrics of the evaluation before training and of the latest one.
+    iteration_metrics: what is logged with every step of the current iteration.
+    best_value, best_step: the highest of the metric that checkpoint.keep_best names, and the step it was found at.
+    """
+
+    step: int = 0
+    iteration: int = 0
+    minibatch: int = 0
+    prompt_position: int = 0
+    has_rollouts: bool = False
+    has_ahead: bool = False
+    evaluation_before: dict[str, float] = field(default_factory=dict)
+    evaluation_last: dict[str, float] = field(default_factory=dict)
+    iteration_metrics: dict[str, float] = field(default_factory=dict)
+    best_value: float | None = None
+    best_step: int = 0
+
+    def write(
+        self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample], ahead: Sequence[Group] = ()
+    ) -> None:
+        """Writes the counters; inside an iteration, its groups with the frozen log π_t; groups generated ahead."""
+        if self.has_ahead:
+            write_groups(folder / _AHEAD, list(ahead))
+        if self.has_rollouts:
+            write_groups(folder / _ROLLOUTS, list(groups))
+            log_probs = [sample.old_log_probs for sample in samples]
+            if any(values is None for values in log_probs):
+                raise ValueError("rollouts are saved with log π_t of every response, and some have none")
+            np.save(folder / _OLD_LOG_PROBS, np.concatenate(log_probs))  # type: ignore[arg-type]
+        (folder / _COUNTERS).write_text(json.dumps(asdict(self), indent=2))
+
+    @staticmethod
+    def read(folder: Path) -> TrainerState:
+        """Raises ValueError where the folder holds no readable state."""
+        try:
+            return TrainerState(**json.loads((folder / _COUNTERS).read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{folder} is no checkpoint of this trainer: {error}") from error
+
+    def read_ahead(self, folder: Path) -> list[Group]:
+        """The groups that were generated ahead."""
+        return read_groups(folder / _AHEAD)
+
+    def read_groups(self, folder: Path) -> list[Group]:
+        """The groups of the interrupted iteration."""
+        return read_groups(folder / _ROLLOUTS)
+
+    def read_old_log_probs(self, folder: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """log π_t of each sample of the interrupted iteration (float32, nats)."""
+        lengths = [len(sample.response_token_ids) for sample in samples]
+        return np.split(np.load(folder / _OLD_LOG_PROBS), np.cumsum(lengths)[:-1])

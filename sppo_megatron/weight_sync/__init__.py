@@ -1,1 +1,0 @@
-"""Weight sync: the trainer's weights go to the rollout engine."""

@@ -1,0 +1,115 @@
+"""What is read from a Hugging Face config, and what is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GemmaConfig, Qwen3Config
+
+from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+
+
+def test_the_numbers(make_config):
+    a = read_architecture(make_config("qwen3", rms_norm_eps=1e-5, initializer_range=0.05))
+    assert (a.family, a.num_layers, a.hidden_size, a.ffn_hidden_size) == ("qwen3", 2, 16, 24)
+    assert (a.num_attention_heads, a.num_query_groups, a.head_dim) == (4, 2, 8)
+    assert (a.vocab_size, a.max_position_embeddings) == (37, 64)
+    assert (a.norm_epsilon, a.initializer_range) == (1e-5, 0.05)
+    assert not a.tied_embeddings
+
+
+@pytest.mark.parametrize(
+    ("name", "qkv_bias", "qk_norm", "tied", "head_dim"),
+    [
+        ("qwen2", True, False, False, 4),
+        ("qwen2-tied", True, False, True, 4),
+        ("qwen3-tied", False, True, True, 4),
+        ("llama", False, False, False, 4),
+        ("llama-head-dim", False, False, False, 6),
+    ],
+)
+def test_what_distinguishes_the_families(make_config, name, qkv_bias, qk_norm, tied, head_dim):
+    a = read_architecture(make_config(name))
+    assert (a.qkv_bias, a.qk_norm, a.tied_embeddings, a.head_dim) == (qkv_bias, qk_norm, tied, head_dim)
+
+
+def test_rotary_frequencies_are_the_models(hf_model):
+    inv_freq = read_architecture(hf_model.config).rotary_inv_freq
+    assert inv_freq.dtype == torch.float32
+    assert torch.equal(inv_freq, hf_model.model.rotary_emb.inv_freq)
+    assert hf_model.model.rotary_emb.attention_scaling == 1.0
+
+
+def test_rope_scaling_matters(make_config):
+    def frequencies(name):
+        return read_architecture(make_config(name, head_dim=16)).rotary_inv_freq
+
+    plain, linear, llama3 = (frequencies(name) for name in ("llama", "llama-linear", "llama-llama3"))
+    assert not torch.equal(plain, linear) and not torch.equal(plain, llama3)
+
+
+@pytest.mark.parametrize(("divisible_by", "tp_size", "padded"), [(1, 1, 37), (8, 1, 40), (8, 2, 48), (128, 4, 512)])
+def test_padded_vocabulary(make_config, divisible_by, tp_size, padded):
+    a = read_architecture(make_config("llama"))
+    assert a.padded_vocab_size(divisible_by, tp_size) == padded
+
+
+def test_an_exact_vocabulary_is_not_padded(make_config):
+    assert read_architecture(make_config("llama", vocab_size=64)).padded_vocab_size(32, 2) == 64
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"attention_bias": True}, r"llama config uses attention_bias, which is not supported"),
+        ("qwen3", {"attention_bias": True}, r"qwen3 config uses attention_bias"),
+        ("llama", {"mlp_bias": True}, r"mlp_bias"),
+        ("llama", {"hidden_act": "gelu"}, r"hidden_act='gelu' \(only 'silu'\)"),
+        ("llama", {"attention_bias": True, "mlp_bias": True}, r"attention_bias, mlp_bias"),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+            r"sliding-window attention",
+        ),
+        ("llama", {"rope_parameters": YARN}, r"rope_type 'yarn' is not supported; supported are default, linear and"),
+        ("llama", {"rope_parameters": DYNAMIC}, r"rope_type 'dynamic'"),
+    ],
+)
+def test_unsupported_features_are_refused_by_name(make_config, name, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_architecture(make_config(name, **changes))
+
+
+def test_an_unsupported_family_is_refused_by_name():
+    with pytest.raises(
+        ValueError, match=r"model family 'gemma' is not supported; supported are llama, mistral, qwen2, qwen3"
+    ):
+        read_architecture(GemmaConfig())
+
+
+def test_a_window_that_is_switched_off_is_fine(make_config):
+    read_architecture(make_config("qwen2", use_sliding_window=False, sliding_window=8))
+
+
+def test_load_hf_config(make_config, tmp_path):
+    make_config("qwen3").save_pretrained(tmp_path)
+    config = load_hf_config(str(tmp_path))
+    assert isinstance(config, Qwen3Config)
+    assert read_architecture(config).head_dim == 8
+
+
+def test_a_folder_without_a_config(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.hf_path=.* has no readable config\.json: give a folder"):
+        load_hf_config(str(tmp_path))
+    (tmp_path / "config.json").write_text("{ not json")
+    with pytest.raises(ValueError, match=r"has no readable config\.json"):
+        load_hf_config(str(tmp_path))
+
+
+def test_a_path_that_is_nothing(tmp_path):
+    with pytest.raises(ValueError, match=r"neither a local folder nor reachable: give a folder .* or a hub id"):
+        load_hf_config(str(tmp_path / "nowhere"))

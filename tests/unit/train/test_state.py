@@ -1,0 +1,105 @@
+"""The trainer's state through files: counters, and an interrupted iteration with its frozen log π_t, bitwise."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.train.state import TrainerState
+from sppo_megatron.types import Group, Prompt, Response
+
+STATE = {
+    "step": 17,
+    "iteration": 4,
+    "minibatch": 1,
+    "prompt_position": 40,
+    "has_rollouts": True,
+    "evaluation_before": {"eval_reward_mean": 0.1 + 0.2, "eval_exact_match": 0.0},
+    "evaluation_last": {"eval_reward_mean": 0.7},
+    "iteration_metrics": {"entropy": 1 / 3, "seconds_rollout": 1e-300},
+}
+
+
+def make_iteration(lengths: list[list[int]]) -> tuple[list[Group], list[Sample]]:
+    """Log-probs with every bit in use, subnormals and a negative zero."""
+    rng = np.random.default_rng(0)
+    groups, samples = [], []
+    for index, of_group in enumerate(lengths):
+        group = Group(Prompt(10 + index, rng.integers(0, 99, 3).astype(np.int32), text=f"π {index}", answer="a"))
+        for length in of_group:
+            ids = rng.integers(0, 99, length).astype(np.int32)
+            rollout = -rng.random(length).astype(np.float32)
+            old = -(rng.random(length) * 10.0 ** rng.integers(-44, 2, length)).astype(np.float32)
+            if length > 1:
+                old[:2] = [-0.0, -1e-45]
+            response = Response(ids, "text", rollout, "length", float(rng.random()), True)
+            group.responses.append(response)
+            samples.append(Sample(len(samples), group.prompt.token_ids, ids, old_log_probs=old))
+        groups.append(group)
+    groups[0].preference = rng.random((len(lengths[0]), len(lengths[0])))
+    return groups, samples
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def test_counters(tmp_path):
+    state = TrainerState(**{**STATE, "has_rollouts": False})
+    state.write(tmp_path, [], [])
+    assert TrainerState.read(tmp_path) == state
+    assert [path.name for path in tmp_path.iterdir()] == ["trainer_state.json"]  # between iterations: nothing else
+
+
+@pytest.mark.parametrize("lengths", [[[3, 1], [5, 2, 4]], [[1]], [[2, 0, 3], [0]], [[0], [4, 4]]], ids=str)
+def test_an_interrupted_iteration(tmp_path, lengths):
+    groups, samples = make_iteration(lengths)
+    state = TrainerState(**STATE)
+    state.write(tmp_path, groups, samples)
+    read = TrainerState.read(tmp_path)
+    assert read == state
+    back, old_log_probs = read.read_groups(tmp_path), read.read_old_log_probs(tmp_path, samples)
+
+    assert len(old_log_probs) == len(samples)
+    for sample, values in zip(samples, old_log_probs, strict=True):
+        assert same_bits(values, sample.old_log_probs)
+    assert len(back) == len(groups)
+    for group, other in zip(groups, back, strict=True):
+        assert (other.prompt.index, other.prompt.text, other.prompt.answer) == (
+            group.prompt.index,
+            group.prompt.text,
+            group.prompt.answer,
+        )
+        assert same_bits(other.prompt.token_ids, group.prompt.token_ids)
+        assert (other.preference is None) == (group.preference is None)
+        assert group.preference is None or same_bits(other.preference, group.preference)
+        for response, read_back in zip(group.responses, other.responses, strict=True):
+            assert same_bits(read_back.token_ids, response.token_ids)
+            assert same_bits(read_back.rollout_log_probs, response.rollout_log_probs)
+            for name in ("text", "finish_reason", "reward", "correct", "error"):
+                assert getattr(read_back, name) == getattr(response, name)
+
+
+def test_log_probs_can_be_changed_after_reading(tmp_path):
+    groups, samples = make_iteration([[3, 2]])
+    TrainerState(has_rollouts=True).write(tmp_path, groups, samples)
+    old_log_probs = TrainerState(has_rollouts=True).read_old_log_probs(tmp_path, samples)
+    old_log_probs[0][0] = -5.0
+    assert TrainerState(has_rollouts=True).read_old_log_probs(tmp_path, samples)[0][0] != -5.0
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"stepp": 3}', "[1]"])
+def test_a_folder_that_is_no_checkpoint(tmp_path, content):
+    if content is not None:
+        (tmp_path / "trainer_state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"is no checkpoint of this trainer") as raised:
+        TrainerState.read(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_state_of_an_older_version_gets_the_defaults(tmp_path):
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"step": 3, "iteration": 1}))
+    assert TrainerState.read(tmp_path) == TrainerState(step=3, iteration=1)

