@@ -6,7 +6,9 @@ responses cost bytes per token and not Python objects per token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,9 @@ class Prompt:
     index: position in the data set.
     token_ids: int32 [prompt_length], what the model is fed (chat template already applied).
     human_token_ids: int32 [response_length], a human's response with its end token (SPIN's winner), None without one.
+    messages: the conversation as the record has it, [{"role": ..., "content": ..., ...}, ...], None if it has text.
+    extra: every other column of the record, as plain JSON values. source: the name of the data source, None for the
+    only one.
     """
 
     index: int
@@ -25,14 +30,20 @@ class Prompt:
     text: str | None = None
     answer: str | None = None
     human_token_ids: np.ndarray | None = None
+    messages: list[dict[str, Any]] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Response:
-    """One response `y`: every token counts, the end token included.
+    """One response `y`, its end token included.
 
-    token_ids: int32 [response_length]. rollout_log_probs: float32 [response_length] in nats, what the engine sampled
-    from, or None where the engine did not record it. finish_reason: "stop" (an end token) or "length" (cut off).
+    token_ids: int32 [response_length]. loss_mask: bool [response_length], True for the tokens that the policy sampled:
+    they alone are summed, regressed and counted as the response's length. False for the tokens of tools and
+    environments. None: every token counts.
+    rollout_log_probs: float32 [response_length] in nats, what the engine sampled from, or None if the engine did not
+    record it. finish_reason: "stop" (an end token) or "length" (cut off).
     reward: r(x, y, y*), None before scoring. correct: whether it is the right answer, None where that isn't defined.
     error: why scoring failed, None where it did not.
     policy_version: optimizer steps of the weights that it was sampled from, None where that isn't known.
@@ -48,6 +59,12 @@ class Response:
     error: str | None = None
     policy_version: int | None = None
     old_log_probs: np.ndarray | None = None
+    loss_mask: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens that count: those that the policy sampled."""
+        return len(self.token_ids) if self.loss_mask is None else int(self.loss_mask.sum())
 
 
 @dataclass(slots=True, eq=False)
