@@ -79,7 +79,7 @@ test-nash: $(VENV)/.setup-test
 # The report in a real browser, which Debian's package manager installs where there is none (as root).
 test-report: $(VENV)/.setup-test
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
-	$(BIN)/python -m pytest tests/unit/reporting tests/unit/tools/report/test_command.py tests/integration/test_report.py -rs
+	$(BIN)/python -m pytest tests/unit/tools/report tests/integration/test_report.py -rs
 
 lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """sppo generate: K responses to every prompt of a data set, into a rollout file. Alone or under torchrun.
 
-    python -m sppo_megatron.generate model.hf_path=MODEL data.train_path=prompts.jsonl --output rollouts.jsonl \\
+    python -m sppo_megatron.cli.generate model.hf_path=MODEL data.train_path=prompts.jsonl --output rollouts.jsonl \\
         rollout.num_samples_per_prompt=5
 
 It takes the overrides of sppo_megatron.train and reads those of the model, the prompts and the rollout engine. The same

@@ -1,6 +1,6 @@
 """sppo score: rewards or preferences for the groups of a rollout file, into another one. Alone or under torchrun.
 
-    python -m sppo_megatron.score reward=judge 'reward.judge.urls=[http://127.0.0.1:8200]' \\
+    python -m sppo_megatron.cli.score reward=judge 'reward.judge.urls=[http://127.0.0.1:8200]' \\
         --input rollouts.jsonl --output scored.jsonl
 
 It takes the overrides of sppo_megatron.train and reads those of the reward, and model.hf_path where the file has token

@@ -18,7 +18,7 @@ K = 5
 
 def command(name: str, *arguments: object, ranks: int = 1) -> list[str]:
     launcher = [] if ranks == 1 else ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    return [sys.executable, "-m", *launcher, f"sppo_megatron.{name}", *map(str, arguments)]
+    return [sys.executable, "-m", *launcher, "sppo_megatron.cli.main", name, *map(str, arguments)]
 
 
 def run(name: str, *arguments: object, ranks: int = 1) -> subprocess.CompletedProcess:

@@ -18,7 +18,7 @@ from pathlib import Path
 def main() -> None:
     results = {}
     for name, (command, *arguments) in json.loads(Path(sys.argv[1]).read_text()).items():
-        module = importlib.import_module(f"sppo_megatron.commands.{command}")
+        module = importlib.import_module(f"sppo_megatron.cli.{command}")
         output, errors = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             code = module.main(arguments)

@@ -47,11 +47,11 @@ def command_lines(folder: Path) -> dict[str, list[str]]:
         lines[f"to-hf {kind}"] = [
             "convert_megatron_to_hf", "--megatron-path", megatron / kind, "--output", back / kind,
         ]  # fmt: skip
-        lines[f"verify {kind}"] = ["verify_checkpoint", "--hf-path", hf / kind, "--megatron-path", megatron / kind]
+        lines[f"verify {kind}"] = ["verify", "--hf-path", hf / kind, "--megatron-path", megatron / kind]
     for kind in MIXTURES:
         fused, to = hf / f"{kind}-fused", megatron / kind
         lines[f"verify fused {kind}"] = [
-            "verify_checkpoint",
+            "verify",
             "--hf-path",
             fused,
             "--megatron-path",
@@ -64,8 +64,8 @@ def command_lines(folder: Path) -> dict[str, list[str]]:
         "exists": ["convert_hf_to_megatron", "--hf-path", hf / "qwen3", "--output", megatron / "qwen3", *layout],
         "overwrite": ["convert_hf_to_megatron", "--hf-path", hf / "qwen3", "--output", megatron / "qwen3",
                       "--overwrite", *layout],
-        "altered": ["verify_checkpoint", "--hf-path", hf / "altered", "--megatron-path", megatron / "qwen3"],
-        "tolerance": ["verify_checkpoint", "--hf-path", hf / "qwen3", "--megatron-path", megatron / "qwen3",
+        "altered": ["verify", "--hf-path", hf / "altered", "--megatron-path", megatron / "qwen3"],
+        "tolerance": ["verify", "--hf-path", hf / "qwen3", "--megatron-path", megatron / "qwen3",
                       "--tolerance", "0", "--token-ids", "3,1,4,1,5,9,2,6"],
         "other model": ["convert_megatron_to_hf", "--megatron-path", megatron / "qwen2-tied", "--hf-path", hf / "qwen3",
                         "--output", folder / "nothing"],
