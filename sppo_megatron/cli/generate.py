@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from sppo_megatron.cli.offline_options import offline_parser, output_of, run_offline, shard_of
 from sppo_megatron.cluster.heavy_imports import heavy_imports
-from sppo_megatron.config.checks import check_generation
 from sppo_megatron.config.compose import compose_config
+from sppo_megatron.rollout.registry import check_generating
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, world_size: int) -> None:
     shard = shard_of(options)
     config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
-    check_generation(config, world_size)
+    check_generating(config, world_size)
     # the heavy part: after what can be said without it
     with heavy_imports():
         from sppo_megatron.cli.offline.generation import generate_file

@@ -7,9 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sppo_megatron.engines.kind import EngineKind
 from sppo_megatron.engines.response import make_response
 from sppo_megatron.engines.seeds import sample_uniforms
 from sppo_megatron.types import Group, Prompt, SamplingParams
+
+MEGATRON = EngineKind(name="megatron", has_own_weights=False, in_ranks=True)
 
 
 class TokenGenerator(Protocol):

@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from sppo_megatron.cluster.exit_codes import run_to_end
 from sppo_megatron.cluster.heavy_imports import heavy_imports
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.registry import check_run
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by SIGTERM or SIGUSR1, and saved; the same command continues
 
@@ -41,7 +41,7 @@ def _run_command(options: argparse.Namespace) -> int:
         return 0
     if config.checkpoint.load is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
         config.checkpoint.load = "latest"  # torchrun --max-restarts starts the same command again
-    check_config(config, int(os.environ.get("WORLD_SIZE", "1")))
+    check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
     check_output_dir(config)
     return run(config, composed)
 

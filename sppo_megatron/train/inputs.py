@@ -11,7 +11,6 @@ from sppo_megatron.config.checks import check_layout
 from sppo_megatron.data.human_response import drop_long_responses
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.data.records import Split
-from sppo_megatron.engines.replay import ReplayEngine
 from sppo_megatron.engines.vllm.replica import check_vllm_installed
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
@@ -25,6 +24,7 @@ from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.rewards.share import Scorer
+from sppo_megatron.rollout.replay import ReplayEngine
 from sppo_megatron.types import Prompt
 
 

@@ -10,12 +10,12 @@ import torch
 
 from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.checks.precision import find_fp8_problem
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import Fp8Probe
+from sppo_megatron.rollout.registry import check_run
 from tests.tiny_policy import random_samples, tiny_policy
 
 STOOD_IN = "SPPO_KERNELS_STOOD_IN" in os.environ  # tests/distributed/transformer_engine runs some of this on CPU
@@ -37,7 +37,7 @@ def make_config(preset: str, *overrides: str) -> Config:
             *("precision.initial_loss_scale=64", "optimizer.lr=2e-5", *overrides),
         ]
     )
-    check_config(config, world_size=1)
+    check_run(config, world_size=1)
     problem = find_fp8_problem(
         config.precision,
         transformer_engine=is_installed("transformer_engine"),

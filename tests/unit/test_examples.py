@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.compose import compose_config
+from sppo_megatron.rollout.registry import check_run
 from sppo_megatron.train.command import EXIT_PREEMPTED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -68,7 +68,7 @@ def check(overrides: list[str], ranks: int, data: Path) -> None:
     config, _ = compose_config(overrides)
     assert config.checkpoint.load == "latest" and config.checkpoint.save_interval
     config.data.train_path, config.data.eval_path = str(data / "train.jsonl"), str(data / "eval.jsonl")
-    check_config(config, ranks)
+    check_run(config, ranks)
 
 
 def option(call: list[str], name: str) -> str:

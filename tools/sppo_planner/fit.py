@@ -111,9 +111,9 @@ def _changes(job: Job) -> Iterator[Changes]:
         yield {"train.micro_batch_size": 1}
     if (c.train.max_tokens_per_micro_batch or 0) > longest:
         yield {"train.max_tokens_per_micro_batch": longest}
-    if c.rollout.engine == "megatron" and c.rollout.batch_size > 16:
+    if job.trainer_samples and c.rollout.batch_size > 16:
         yield {"rollout.batch_size": 16}
-    if c.rollout.engine == "vllm":
+    if job.engine_beside:
         yield from _vllm_changes(c)
     if c.model.recompute_granularity != "full":
         yield {"model.recompute_granularity": "full"}

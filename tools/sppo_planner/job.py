@@ -7,6 +7,7 @@ from functools import cached_property
 
 from sppo_megatron.config import Config
 from sppo_megatron.hf.architecture import Architecture
+from sppo_megatron.rollout.registry import engine_kind, stored_kind
 from sppo_planner.activations import SavedBytes, Tokens
 from sppo_planner.cluster import Assumptions, Cluster
 from sppo_planner.parallel_sizes import ParallelSizes
@@ -37,6 +38,18 @@ class Job:
     @cached_property
     def workload(self) -> Workload:
         return Workload.of(self.config, self.assumptions)
+
+    @property
+    def trainer_samples(self) -> bool:
+        """Whether responses are sampled by the very model that is trained."""
+        kind = engine_kind(self.config)
+        return stored_kind(self.config) is None and kind.in_ranks and not kind.has_own_weights
+
+    @property
+    def engine_beside(self) -> bool:
+        """Whether an engine with weights of its own samples on the training GPUs."""
+        kind = engine_kind(self.config)
+        return kind.in_ranks and kind.has_own_weights
 
     @property
     def itemsize(self) -> int:

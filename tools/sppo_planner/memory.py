@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sppo_megatron.parallel.logit_tiles import choose_tiles
+from sppo_megatron.rollout.registry import engine_kind
 from sppo_planner.arithmetic import Part, Term, term
 from sppo_planner.cluster import GIB
 from sppo_planner.job import Job
@@ -148,12 +149,13 @@ def _workspace(job: Job) -> Part:
 
 
 def _generation(job: Job) -> Part:
-    """The trainer's own key-value cache, or vLLM's share while it is awake; none where others generate."""
+    """The trainer's own key-value cache, or vLLM's share while it is awake; none if others generate."""
     rollout, a, sizes = job.config.rollout, job.architecture, job.sizes
-    if rollout.engine == "vllm":
-        share = term("vLLM", share=rollout.vllm.gpu_memory_utilization, GiB=job.cluster.gpu.memory_gib, bytes=GIB)
+    share_of_engine = engine_kind(job.config).device_share(job.config)
+    if share_of_engine is not None:
+        share = term("vLLM", share=share_of_engine, GiB=job.cluster.gpu.memory_gib, bytes=GIB)
         return Part("generation", (share,), "rollout.vllm.gpu_memory_utilization; asleep while the trainer works")
-    if rollout.engine != "megatron":
+    if not job.trainer_samples:
         return Part("generation", ())
     cache = term(
         "keys and values",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sppo_megatron.rollout.registry import engine_kind
 from sppo_planner.arithmetic import Part, Term, term
 from sppo_planner.communication import Pass, gradient_traffic, layer_traffic, push_traffic
 from sppo_planner.job import Job
@@ -125,7 +126,7 @@ def _transfer(job: Job, kind: str, part: Part, repeats: int) -> Term:
 
 def _widest(job: Job) -> str:
     """The kind of group that spreads a replica's weights furthest."""
-    if job.sizes.pp > 1 or job.config.rollout.engine == "vllm_server":
+    if job.sizes.pp > 1 or not engine_kind(job.config).in_ranks:
         return "pp"
     return max(("tp", "ep"), key=lambda kind: job.sizes.spans[kind])
 
@@ -135,16 +136,15 @@ def _widest(job: Job) -> str:
 
 def _rollout(job: Job) -> list[Term]:
     """Engines decode side by side; a step reads the weights and the keys and values of all its sequences."""
-    engine = job.config.rollout.engine
-    if engine not in ("megatron", "vllm"):
+    if not (job.trainer_samples or job.engine_beside):
         return []  # stored, or on GPUs that aren't counted here
     sizes, work, a = job.sizes, job.workload, job.architecture
-    tp = sizes.tp if engine == "megatron" else job.config.rollout.vllm.tensor_parallel_size
-    engines = sizes.dp if engine == "megatron" else job.cluster.gpus // tp
+    tp = sizes.tp if job.trainer_samples else job.config.rollout.vllm.tensor_parallel_size
+    engines = sizes.dp if job.trainer_samples else job.cluster.gpus // tp
     each = math.ceil(work.sequences / engines)
     together = min(each, decoded_together(job))
     steps = max(work.response, math.ceil(each * work.mean_response / together))
-    if engine == "megatron":  # batches one after the other, each as long as its longest response
+    if job.trainer_samples:  # batches one after the other, each as long as its longest response
         steps = math.ceil(each / together) * work.response
     memory = {"bytes_a_second": job.cluster.gpu.memory_bandwidth, "efficiency": job.assumptions.bandwidth_efficiency}
     keys = 2 * a.num_query_groups * a.head_dim * a.num_layers
@@ -165,6 +165,6 @@ def _rollout(job: Job) -> list[Term]:
 def decoded_together(job: Job) -> int:
     """Sequences that one engine decodes at a time: as configured, or as many as vLLM's cache holds."""
     rollout = job.config.rollout
-    if rollout.engine == "megatron":
+    if job.trainer_samples:
         return rollout.batch_size
     return max(1, min(rollout.vllm.max_num_seqs, int(cache_bytes(job) // sequence_bytes(job))))

@@ -15,16 +15,16 @@ def sequence_bytes(job: Job) -> int:
 
 
 def cache_bytes(job: Job) -> float:
-    """Of one engine over its tensor-parallel ranks; negative where not even the weights fit."""
+    """Of one engine over its tensor-parallel ranks; negative if not even the weights fit."""
     vllm = job.config.rollout.vllm
     share = vllm.gpu_memory_utilization * job.cluster.gpu.memory_gib * GIB * vllm.tensor_parallel_size
     return share - job.table.total * job.itemsize
 
 
 def find_vllm_problems(job: Job) -> Iterator[str]:
-    """Nothing where another engine generates."""
+    """Nothing if another engine generates."""
     vllm = job.config.rollout.vllm
-    if job.config.rollout.engine == "vllm" and cache_bytes(job) < sequence_bytes(job):
+    if job.engine_beside and cache_bytes(job) < sequence_bytes(job):
         weights = job.table.total * job.itemsize
         share, gpus = cache_bytes(job) + weights, vllm.tensor_parallel_size
         yield (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks.data import check_data
 from sppo_megatron.config.checks.objective import check_objective
@@ -10,22 +12,26 @@ from sppo_megatron.config.checks.parallelism import check_layout, check_processe
 from sppo_megatron.config.checks.precision import check_precision
 from sppo_megatron.config.checks.report import raise_problems
 from sppo_megatron.config.checks.reward import check_reward, check_scorer
-from sppo_megatron.config.checks.rollout import check_engine_processes, check_rollout, check_samples
+from sppo_megatron.config.checks.rollout import check_rollout
 from sppo_megatron.config.checks.values import PAIRWISE_KINDS, check_values
 
 __all__ = ["PAIRWISE_KINDS", "check_config", "check_generation", "check_layout", "check_processes", "check_scoring"]
 
 
-def check_config(config: Config, world_size: int) -> None:
-    """Raises ConfigError listing every problem of the configuration for a job of world_size processes."""
+def check_config(config: Config, world_size: int, *, generates: bool, more: Iterable[str]) -> None:
+    """Raises ConfigError listing every problem of the configuration for a job of world_size processes.
+
+    generates: whether responses are sampled; False if stored ones are read. more: problems that others found, who know
+    the engines (`sppo_megatron.rollout.registry.check_run`).
+    """
     raise_problems(
         [
             *check_values(config),
-            *check_objective(config),
-            *check_rollout(config),
+            *check_objective(config, generates),
+            *more,
+            *check_rollout(config, generates),
             *check_data(config),
-            *check_reward(config),
-            *check_engine_processes(config, world_size),
+            *check_reward(config, generates),
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),
             *check_overlap(config),
@@ -34,15 +40,14 @@ def check_config(config: Config, world_size: int) -> None:
     )
 
 
-def check_generation(config: Config, world_size: int) -> None:
+def check_generation(config: Config, world_size: int, *, more: Iterable[str]) -> None:
     """As `check_config`, of what generating alone reads."""
     raise_problems(
         [
             *check_values(config),
-            *check_samples(config),
-            *check_rollout(config),
+            *more,
+            *check_rollout(config, generates=True),
             *check_data(config),
-            *check_engine_processes(config, world_size),
             *find_process_problems(config.parallelism, world_size),
             *check_precision(config),
         ]

@@ -9,7 +9,8 @@ from sppo_megatron.config import Config
 _NEED_BETA = ("dpo", "spin", "ipo")
 
 
-def check_objective(config: Config) -> Iterator[str]:
+def check_objective(config: Config, generates: bool) -> Iterator[str]:
+    """generates: whether responses are sampled; False if stored ones are read."""
     o, k = config.objective, config.rollout.num_samples_per_prompt
     if (o.eta is None) == (o.tau is None):
         yield (
@@ -21,14 +22,13 @@ def check_objective(config: Config) -> Iterator[str]:
             yield f"objective.{name}={value} must be above 0"
     if o.sequence_weight is not None and o.loss_agg_mode != "seq-mean-token-sum":
         yield "objective.sequence_weight and objective.loss_agg_mode say the same thing: give one of them"
-    generates = config.rollout.engine != "replay"
     leaves_one_out = o.baseline.startswith("loo_") or (
         o.reward == "win_rate" and o.win_rate_estimator == "leave_one_out"
     )
     if generates and k < 2 and leaves_one_out:
         yield f"leaving one out needs rollout.num_samples_per_prompt of at least 2, not {k}"
     if o.pairwise is not None:
-        yield from _check_pairwise(config)
+        yield from _check_pairwise(config, generates)
     if (o.pairwise == "spin") != (config.data.response_key is not None) and generates:
         yield (
             "objective.pairwise=spin and data.response_key belong together: the human responses under that key are "
@@ -42,7 +42,7 @@ def check_objective(config: Config) -> Iterator[str]:
         yield "objective.ref_coef above 0 swaps weights, which FP8 ones lose digits by: set precision.fp8_param=false"
 
 
-def _check_pairwise(config: Config) -> Iterator[str]:
+def _check_pairwise(config: Config, generates: bool) -> Iterator[str]:
     o = config.objective
     if o.pairwise in _NEED_BETA and o.beta is None:
         yield f"objective.pairwise={o.pairwise} needs objective.beta"
@@ -52,7 +52,7 @@ def _check_pairwise(config: Config) -> Iterator[str]:
         yield "objective.pairwise=sppo regresses onto win rates: set objective.reward=win_rate"
     if (o.sequence_weight or o.loss_agg_mode) not in ("none", "seq-mean-token-sum", "token-mean"):
         yield "sequence weights are for single responses: with objective.pairwise, set sequence_weight=none"
-    k, generates = config.rollout.num_samples_per_prompt, config.rollout.engine != "replay"
+    k = config.rollout.num_samples_per_prompt
     if generates and k < 2 and o.pairwise != "spin":
         yield f"a pair is two responses of a prompt: rollout.num_samples_per_prompt={k} must be at least 2"
     packed = config.train.max_tokens_per_micro_batch is not None  # then micro_batch_size is not read

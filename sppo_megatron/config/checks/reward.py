@@ -14,7 +14,8 @@ _SAYS_WHAT_IS_CORRECT = ("exact_match", "numeric", "character_share", "math_veri
 _ENTRY_KEYS = {"kind", "weight", "function"}
 
 
-def check_reward(config: Config) -> Iterator[str]:
+def check_reward(config: Config, generates: bool) -> Iterator[str]:
+    """generates: whether responses are sampled; False if stored ones are read."""
     reward, objective = config.reward, config.objective
     yield from check_scorer(reward)
     if reward.kind in PREFERENCE_KINDS and objective.reward != "win_rate":
@@ -24,7 +25,7 @@ def check_reward(config: Config) -> Iterator[str]:
         )
     if reward.kind == "none" and objective.pairwise != "spin":
         yield "reward.kind=none is for objective.pairwise=spin, whose winners are given: choose a reward"
-    k, generates = config.rollout.num_samples_per_prompt, config.rollout.engine != "replay"
+    k = config.rollout.num_samples_per_prompt
     if reward.kind in PREFERENCE_KINDS and generates and k < 2:
         yield f"reward.kind={reward.kind} compares responses: rollout.num_samples_per_prompt={k} must be at least 2"
     if objective.length_reward_weight and reward.kind not in _SAYS_WHAT_IS_CORRECT:

@@ -31,7 +31,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "objective.importance_weight": (None, "sequence", "token"),
     "reward.kind": REWARD_KINDS,
     "reward.model.dtype": ("fp32", "bf16", "fp16"),
-    "rollout.engine": ("megatron", "vllm", "vllm_server", "replay"),
     "rollout.ahead": (0, 1),
     "rollout.mismatch.action": ("warn", "importance_weight", "drop", "stop"),
     "rollout.server.weight_sync": ("broadcast", "disk"),

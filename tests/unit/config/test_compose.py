@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from sppo_megatron.cluster.exit_codes import EXIT_CONFIG_ERROR
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.registry import check_run
 from sppo_megatron.train import command as train
 
 MODEL = "model.hf_path=somewhere"
@@ -78,7 +78,7 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
     world = sizes.tensor_model_parallel_size * sizes.pipeline_model_parallel_size * sizes.context_parallel_size
     expert_tensor = sizes.expert_tensor_parallel_size or sizes.tensor_model_parallel_size
     experts = expert_tensor * sizes.expert_model_parallel_size * sizes.pipeline_model_parallel_size
-    check_config(config, math.lcm(world, experts, config.rollout.vllm.tensor_parallel_size))
+    check_run(config, math.lcm(world, experts, config.rollout.vllm.tensor_parallel_size))
 
 
 def test_demo():

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sppo_megatron.config import Config, ParallelismConfig
-from sppo_megatron.config.checks import check_config, check_layout, values
+from sppo_megatron.config.checks import check_layout, values
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.registry import check_run
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def make_config(prompts: str, **values) -> Config:
 
 def message_of(config: Config, world_size: int = 1) -> str:
     with pytest.raises(ConfigError) as raised:
-        check_config(config, world_size)
+        check_run(config, world_size)
     return str(raised.value)
 
 
@@ -82,7 +83,7 @@ GOOD = [
 
 @pytest.mark.parametrize("values", GOOD, ids=str)
 def test_good(prompts, values):
-    check_config(make_config(prompts, **values), world_size=1)
+    check_run(make_config(prompts, **values), world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,7 @@ def test_good_worlds(prompts, world_size, values):
     for name, value in values.items():
         key = {"context": "context_parallel_size"}.get(name, f"{name}_model_parallel_size")
         setattr(config.parallelism, name if hasattr(config.parallelism, name) else key, value)
-    check_config(config, world_size)
+    check_run(config, world_size)
 
 
 P = "parallelism."
@@ -240,6 +241,11 @@ def test_choices(prompts, key):
     assert default in allowed
 
 
+def test_engines(prompts):
+    message = message_of(make_config(prompts, **{"rollout.engine": "nonsense"}))
+    assert message == "rollout.engine='nonsense' is not known: choose one of megatron, vllm, vllm_server, replay"
+
+
 @pytest.mark.parametrize("key", values._AT_LEAST_ONE)
 def test_at_least_one(prompts, key):
     for value in (0, -1):
@@ -291,7 +297,7 @@ def test_a_world_that_does_not_split(prompts):
     message = message_of(make_config(prompts, **values), world_size=4)
     assert "4 processes can't be split into model replicas of 8 = tensor 2 × pipeline 2 × context 2" in message
     assert "start a multiple of 8 (torchrun --nproc-per-node)" in message
-    check_config(make_config(prompts, **values), world_size=16)
+    check_run(make_config(prompts, **values), world_size=16)
 
 
 def test_experts_that_do_not_split(prompts):
@@ -299,7 +305,7 @@ def test_experts_that_do_not_split(prompts):
     message = message_of(make_config(prompts, **values), world_size=6)
     assert "6 processes can't be split into expert replicas of 4 = expert tensor 1 × expert 2 × pipeline 2" in message
     assert P + "expert_model_parallel_size" in message
-    check_config(make_config(prompts, **values), world_size=8)
+    check_run(make_config(prompts, **values), world_size=8)
     values = {P + "tensor_model_parallel_size": 2, P + "expert_tensor_parallel_size": 3}
     message = message_of(make_config(prompts, **values), world_size=6)
     assert P + "expert_tensor_parallel_size × expert_model_parallel_size = 3 must divide" in message

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_config, check_generation, check_scoring
+from sppo_megatron.config.checks import check_scoring
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.registry import check_generating, check_run
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def config(tmp_path):
 def test_generating_reads_no_objective_and_no_reward(config):
     config.objective.eta = config.objective.tau = None
     config.reward.kind = "judge"
-    check_generation(config, 1)
+    check_generating(config, 1)
     with pytest.raises(ConfigError):
-        check_config(config, 1)
+        check_run(config, 1)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_what_generating_refuses(config, change, world_size, said):
         group, name = key.split("__")
         setattr(getattr(config, group), name, value)
     with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
-        check_generation(config, world_size)
+        check_generating(config, world_size)
 
 
 def test_scoring_reads_the_reward_alone(config):

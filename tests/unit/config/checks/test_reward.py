@@ -22,7 +22,7 @@ def problems(objective=(), rollout=(), judge=(), model=(), **reward):
         for key, value in dict(values).items():
             assert hasattr(group, key)
             setattr(group, key, value)
-    return list(check_reward(config))
+    return list(check_reward(config, generates=config.rollout.engine != "replay"))
 
 
 def entry(**values):

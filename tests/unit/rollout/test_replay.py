@@ -7,7 +7,7 @@ import pytest
 
 from sppo_megatron.data.rollout_file import write_groups
 from sppo_megatron.engines.base import RolloutEngine
-from sppo_megatron.engines.replay import ReplayEngine
+from sppo_megatron.rollout.replay import ReplayEngine
 from sppo_megatron.types import Group, Prompt, Response
 
 

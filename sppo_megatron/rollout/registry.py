@@ -1,0 +1,80 @@
+"""Where groups come from, by the value of rollout.engine: an engine that samples them, or files that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sppo_megatron.config import Config
+from sppo_megatron.config.checks import check_config, check_generation
+from sppo_megatron.engines.kind import EngineKind
+from sppo_megatron.engines.megatron import MEGATRON
+from sppo_megatron.engines.registry import ENGINES
+
+
+@dataclass(frozen=True)
+class StoredKind:
+    """A source of groups that were made before. check: config -> what is wrong with its own keys, one message each."""
+
+    name: str
+    check: Callable[[Config], Iterator[str]]
+
+
+def _check_replay(config: Config) -> Iterator[str]:
+    path = config.rollout.path
+    if path is None:
+        yield "rollout.engine=replay needs rollout.path: a rollout file, or a folder with one per iteration"
+    elif not Path(path).exists():
+        yield f"rollout.path={path} does not exist"
+
+
+REPLAY = StoredKind("replay", _check_replay)
+STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY,)}
+NAMES = (*ENGINES, *STORED)
+
+
+def engine_kind(config: Config) -> EngineKind:
+    """The configured engine. Beside stored groups the trainer's own model answers the prompts of evaluations."""
+    return ENGINES.get(config.rollout.engine, MEGATRON)
+
+
+def stored_kind(config: Config) -> StoredKind | None:
+    """The configured source of stored groups; None if an engine samples."""
+    return STORED.get(config.rollout.engine)
+
+
+def check_run(config: Config, world_size: int) -> None:
+    """Raises ConfigError listing every problem of a training run of world_size processes."""
+    stored = stored_kind(config)
+    check_config(config, world_size, generates=stored is None, more=_problems(config, world_size))
+
+
+def check_generating(config: Config, world_size: int) -> None:
+    """As `check_run`, of what generating alone reads."""
+    stored, problems = stored_kind(config), [*_problems(config, world_size)]
+    if stored is not None:
+        problems.insert(0, f"rollout.engine={stored.name} makes no responses: choose {_listed(list(ENGINES))}")
+    check_generation(config, world_size, more=problems)
+
+
+def _problems(config: Config, world_size: int) -> Iterator[str]:
+    """Of the rollout's source, by what it says of itself."""
+    r = config.rollout
+    if r.engine in STORED:
+        yield from STORED[r.engine].check(config)
+    elif r.engine in ENGINES:
+        yield from ENGINES[r.engine].check(config, world_size)
+    else:
+        yield f"rollout.engine={r.engine!r} is not known: choose one of {', '.join(NAMES)}"
+        return
+    engine = ENGINES.get(r.engine)
+    if r.ahead and not (engine and engine.works_ahead):
+        able = _listed([name for name, kind in ENGINES.items() if kind.works_ahead])
+        yield f"rollout.ahead={r.ahead} needs rollout.engine={able}: other engines share the trainer's processes"
+    if r.verify and not (engine and engine.has_own_weights):
+        yield f"rollout.verify=true is for engines with weights of their own, and rollout.engine={r.engine} has none"
+
+
+def _listed(names: list[str]) -> str:
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
