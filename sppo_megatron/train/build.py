@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sppo_megatron.batch.gate import MismatchGate
 from sppo_megatron.batch.samples import steps_per_iteration
 from sppo_megatron.cluster.consensus import agreed, check_same_config
+from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.engines.vllm.replica import VllmReplica
@@ -80,7 +81,7 @@ def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
             dist.destroy_process_group()
 
 
-def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer:
+def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: OutputLock) -> Trainer:
     """The trainer with everything connected, its checkpoint chosen."""
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
@@ -105,6 +106,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts) -> Trainer
             output_dir / "checkpoints",
             keep_last=config.checkpoint.keep_last,
             async_save=config.checkpoint.async_save,
+            check_folder=lock.check,
         ),
         tracker=Tracker(
             output_dir,

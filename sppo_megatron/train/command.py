@@ -54,14 +54,20 @@ def run(config: Config, composed: DictConfig) -> int:
     """
     with heavy_imports():
         from sppo_megatron.cluster.failure_report import roll_call
+        from sppo_megatron.cluster.output_lock import locked_output
         from sppo_megatron.policy.initialize import joined_job
         from sppo_megatron.train import build
         from sppo_megatron.train.preemption import Preempted
 
     started = time.perf_counter()
     timeout = config.parallelism.distributed_timeout_minutes
-    with joined_job(timeout), roll_call(), build.job(config, composed) as parts:
-        trainer = build.build_trainer(config, composed, parts)
+    with (
+        joined_job(timeout),
+        roll_call(),
+        locked_output(Path(config.output_dir)) as lock,
+        build.job(config, composed) as parts,
+    ):
+        trainer = build.build_trainer(config, composed, parts, lock)
         try:
             with trainer.display:
                 trainer.run()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from sppo_megatron.cluster.output_lock import LOCK_FILE, locked_output
 from tests.integration import tiny_task
 
 
@@ -53,3 +55,15 @@ def test_a_malformed_prompt_file_names_its_lines(task: Path, tmp_path: Path) -> 
     done = tiny_task.run(tiny_task.overrides(task, tmp_path / "run", **{"data.train_path": prompts}))
     assert done.returncode == 2
     assert "2" in done.stderr and "3" in done.stderr and "prompts.jsonl" in done.stderr
+
+
+def test_an_output_folder_in_use_is_refused_and_left_alone(task: Path, tmp_path: Path) -> None:
+    """This process holds the folder, as a job that is still running would."""
+    output = tmp_path / "run"
+    half_written = output / "checkpoints" / "step_00000003.partial"
+    with locked_output(output):
+        half_written.mkdir(parents=True)
+        done = tiny_task.run([*tiny_task.overrides(task, output), "checkpoint.load=latest"])
+        assert done.returncode == 2
+        assert f"output_dir={output} is in use by process {os.getpid()} on {os.uname().nodename}" in done.stderr
+        assert half_written.exists() and {path.name for path in output.iterdir()} == {"checkpoints", LOCK_FILE}

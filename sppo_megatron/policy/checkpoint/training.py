@@ -37,7 +37,17 @@ _LONGEST_PROBLEM = 300  # characters; some of Megatron's name every tensor
 class Checkpointer:
     """Saves and loads the policy and whatever the trainer adds. Every method but `close` is collective."""
 
-    def __init__(self, policy: Policy, folder: Path, *, keep_last: int, async_save: bool):
+    def __init__(
+        self,
+        policy: Policy,
+        folder: Path,
+        *,
+        keep_last: int,
+        async_save: bool,
+        check_folder: Callable[[], None] = lambda: None,
+    ):
+        """check_folder: called on rank 0 before anything is written or removed; raises if that must not be."""
+        self._check_folder = check_folder
         self._policy = policy
         self._folder = folder
         self._keep_last = keep_last
@@ -64,6 +74,7 @@ class Checkpointer:
         folder = partial_path(final)
         with self._reported(final):
             if dist.get_rank() == 0:
+                self._check_folder()
                 remove_partial(self._folder)
                 (folder / WEIGHTS).mkdir(parents=True)
                 write_host_state(folder)
@@ -130,6 +141,7 @@ class Checkpointer:
     def _publish(self, final: Path) -> None:
         with self._reported(final):
             if dist.get_rank() == 0:
+                self._check_folder()
                 publish(partial_path(final), final, self._keep_last, self._best)
 
     def _description(self) -> dict[str, Any]:
