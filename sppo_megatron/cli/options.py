@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import math
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sppo_megatron.config import ModelConfig, ParallelismConfig
 from sppo_megatron.config.checks import check_layout, check_processes
+from sppo_megatron.data.atomic_file import atomic_folder
 from sppo_megatron.errors import ConfigError
 
 EXIT_DIFFERENT = 1
@@ -90,24 +90,10 @@ def run_command(run: Callable[[], int]) -> int:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside the one to be written, which takes its place when the block ends well.
-
-    Raises FileExistsError where the folder exists and may not be overwritten.
-    """
+    """As `atomic_folder`. Raises FileExistsError if the folder exists and may not be overwritten."""
     check_absent(folder, overwrite)
-    partial, old = (folder.with_name(folder.name + ending) for ending in (".partial", ".old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as partial:
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_absent(folder: Path, overwrite: bool) -> None:

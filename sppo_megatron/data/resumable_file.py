@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sppo_megatron.data.atomic_file import replace, write_atomically
+
 
 class ResumableFile:
     """Lines go to FILE.partial, which gets its name when all of them are there. One process writes it.
@@ -15,7 +17,7 @@ class ResumableFile:
     settings: JSON values that decide the content. They are kept beside it, in FILE.partial.json, and a partial file of
     other ones is not continued. overwrite: FILE may be there, and is kept until its successor is whole.
 
-    Raises FileExistsError where FILE is there and may not be replaced, or its partial file has other settings; the
+    Raises FileExistsError if FILE is there and may not be replaced, or its partial file has other settings; the
     message says which differ and what to do.
     """
 
@@ -30,7 +32,8 @@ class ResumableFile:
         if self._partial.exists():
             self._check_settings(settings)
         else:
-            self._write_settings(settings)  # first, so that there is no partial file without them
+            # First, so that there is no partial file without them.
+            write_atomically(self._sidecar, json.dumps(settings, indent=1) + "\n")
         self._file = open(self._partial, "ab+")  # noqa: SIM115
         self._ends = self._line_ends()
         self.keep_lines(len(self._ends))
@@ -46,22 +49,20 @@ class ResumableFile:
         self._file.truncate(self._ends[-1] if self._ends else 0)
         self._sync()
 
-    def append(self, lines: Iterable[str]) -> None:
+    def append(self, lines: Iterable[bytes]) -> None:
         """Adds lines, each with its end. They are on the disk when this returns."""
         start = self._ends[-1] if self._ends else 0
         for line in lines:
-            data = line.encode()
-            assert data.endswith(b"\n") and data.count(b"\n") == 1, "one line"
-            start += len(data)
+            assert line.endswith(b"\n") and line.count(b"\n") == 1, "one line"
+            start += len(line)
             self._ends.append(start)
-            self._file.write(data)
+            self._file.write(line)
         self._sync()
 
     def finish(self) -> None:
         """Gives the file its name."""
         self._file.close()
-        os.replace(self._partial, self.path)
-        _sync_folder(self.path.parent)
+        replace(self._partial, self.path)
         self._sidecar.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -82,15 +83,6 @@ class ResumableFile:
                 ends.append(offset)
         return ends
 
-    def _write_settings(self, settings: Mapping[str, Any]) -> None:
-        temporary = self._sidecar.with_name(f".{self._sidecar.name}.tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(json.dumps(settings, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._sidecar)
-        _sync_folder(self.path.parent)
-
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         anew = f"delete {self._partial} to begin anew, or give another --output"
         try:
@@ -106,12 +98,3 @@ class ResumableFile:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _sync_folder(folder: Path) -> None:
-    """A name that was changed is on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

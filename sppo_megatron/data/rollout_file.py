@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sppo_megatron.data.atomic_file import atomic_file
 from sppo_megatron.types import Group, Prompt, Response
 
 INT32_MAX = 2**31 - 1
@@ -30,28 +30,23 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
 
     Raises ValueError, and leaves what was there before, if a group breaks one of `read_groups`' rules.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for number, group in enumerate(groups, start=1):
-                try:
-                    file.write(group_line(group))
-                except ValueError as error:
-                    raise ValueError(f"cannot write {path}: group {number}: {error}") from None
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        for number, group in enumerate(groups, start=1):
+            try:
+                file.write(group_line(group))
+            except ValueError as error:
+                raise ValueError(f"cannot write {path}: group {number}: {error}") from None
 
 
-def group_line(group: Group) -> str:
-    """The group's line with its end. Raises ValueError if it breaks one of `read_groups`' rules."""
+def group_line(group: Group) -> bytes:
+    """The group's line with its end, in UTF-8; half a surrogate pair is written in JSON's own notation.
+
+    Raises ValueError if the group breaks one of `read_groups`' rules.
+    """
     record = _to_record(group)
     _to_group(record, index=0)
-    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    return line.encode("utf-8", errors="backslashreplace")
 
 
 def read_groups(path: str | Path, start: int = 0, stop: int | None = None) -> list[Group]:

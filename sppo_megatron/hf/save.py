@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from sppo_megatron.data.atomic_file import atomic_folder
 from sppo_megatron.hf.hf_checkpoint import INDEX_FILE, SINGLE_FILE
 from sppo_megatron.hf.safetensors_writer import SafetensorsWriter
 
@@ -28,22 +28,13 @@ def save_hf_folder(
 
     Peak memory is one tensor. A file holds max_file_bytes at most, or a single tensor that is larger.
     """
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_weights(partial, tensors, max_file_bytes)
-    hf_config.save_pretrained(partial)
-    if generation_config is not None:
-        generation_config.save_pretrained(partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(folder) as partial:
+        save_weights(partial, tensors, max_file_bytes)
+        hf_config.save_pretrained(partial)
+        if generation_config is not None:
+            generation_config.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
 
 
 def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int = 4 << 30) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sppo_megatron.data.atomic_file import atomic_file
 
 
 class MetricsFile:
@@ -37,15 +38,8 @@ class MetricsFile:
         What isn't a whole line (a torn last one) goes too. The file is replaced at once: a crash leaves the old one.
         """
         self._file.close()
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        with (
-            open(self.path, encoding="utf-8", errors="replace") as old,
-            open(temporary, "w", encoding="utf-8") as new,
-        ):
-            new.writelines(line.rstrip("\n") + "\n" for line in old if _step_of(line) <= step)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(temporary, self.path)
+        with open(self.path, encoding="utf-8", errors="replace") as old, atomic_file(self.path) as new:
+            new.writelines(line.rstrip("\n").encode() + b"\n" for line in old if _step_of(line) <= step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def close(self) -> None:

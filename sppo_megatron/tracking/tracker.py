@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.config import LoggerConfig
+from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.tracking.metrics_file import MetricsFile, to_plain
 
 WANDB_ID_FILE = "wandb_run_id.txt"
@@ -112,5 +113,5 @@ def _start_wandb(
     # W&B's own counter can't go back on a resume; ours is an ordinary metric that every chart is drawn over.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
-    id_file.write_text(run.id + "\n")
+    write_atomically(id_file, run.id + "\n")
     return run

@@ -18,6 +18,7 @@ from sppo_megatron.batch.samples import steps_per_iteration
 from sppo_megatron.cluster.consensus import agreed, check_same_config
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
+from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.engines.vllm.replica import VllmReplica
 from sppo_megatron.hf.save import save_hf_folder
@@ -90,7 +91,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     resumed_from, state = agreed(lambda: _find_checkpoint(config, inputs))
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(composed, output_dir / "config.yaml", resolve=True)
+        write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
         if resumed_from is not None:
             logger.info("continuing from %s", resumed_from)
     return Trainer(

@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_report.page import build_page, write_page
+from sppo_megatron.data.atomic_file import write_atomically
+from sppo_report.page import build_page
 from sppo_report.report_data import build_report
 from sppo_report.run_folder import Run, names_of, read_run
 from sppo_report.samples import SampleLimits
@@ -47,7 +48,7 @@ def _write_report(options: argparse.Namespace) -> None:
     _show_progress("")
     output = options.output or options.runs[0] / "report.html"
     page = build_page(data)
-    write_page(output, page)
+    write_atomically(output, page)
     for run, shown in zip(runs, data["runs"], strict=True):
         _print_run(run, shown)
     print(f"wrote {output}: {_size(len(page))}")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 _FILES = resources.files("sppo_report")
@@ -32,17 +30,6 @@ def build_page(data: dict[str, Any]) -> bytes:
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("report.html"))
     # JSON may hold half of a surrogate pair, which has no UTF-8; backslashes are JSON's own notation for it.
     return page.encode("utf-8", errors="backslashreplace")
-
-
-def write_page(path: Path, page: bytes) -> None:
-    """Writes the file as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(page)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def embedded_json(data: object) -> str:

@@ -13,6 +13,8 @@ import re
 import shutil
 from pathlib import Path
 
+from sppo_megatron.data.atomic_file import replace, sync
+
 MANIFEST = "manifest.json"
 BEST = "best"
 _NAME = re.compile(r"step_(\d{8})")
@@ -53,14 +55,13 @@ def publish(partial: Path, final: Path, keep_last: int, best: int = 0) -> None:
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
     (partial / MANIFEST).write_text(json.dumps(sizes, indent=2))
     for path in (*files, partial / MANIFEST):
-        _sync(path)
+        sync(path)
     for path in whole_checkpoints(final.parent):
         if path.name >= final.name:
             stale = path.with_name(path.name + ".stale")
             shutil.rmtree(stale, ignore_errors=True)
             os.replace(path, stale)
-    os.replace(partial, final)
-    _sync(final.parent)
+    replace(partial, final)
     kept = checkpoint_path(final.parent, best)
     if best and kept.exists():
         _link(final.parent / BEST, kept)
@@ -90,11 +91,3 @@ def check_whole(path: Path) -> None:
         others = [str(other) for other in whole_checkpoints(path.parent) if other != path]
         older = f"checkpoint.load={others[-1]}" if others else "there is no other one"
         raise ValueError(f"the checkpoint {path} is damaged: {error}. Continue from an older one: {older}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

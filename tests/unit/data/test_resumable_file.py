@@ -9,8 +9,8 @@ import pytest
 from sppo_megatron.data.resumable_file import ResumableFile
 
 SETTINGS = {"seed": 1, "sampling": {"temperature": 1.0, "stop": [1, 2]}, "prompts": "abc"}
-BATCHES = [["one\n", "zwei äöü\n"], ["three\n", "\n"], ["5\n"]]
-WHOLE = "".join(line for batch in BATCHES for line in batch).encode()
+BATCHES = [[b"one\n", "zwei äöü\n".encode()], [b"three\n", b"\n"], [b"5\n"]]
+WHOLE = b"".join(line for batch in BATCHES for line in batch)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_torn_line_is_cut_off(path):
     file.close()
     partial(path).write_bytes(partial(path).read_bytes() + b"torn")
     file = ResumableFile(path, SETTINGS)
-    assert file.num_lines == 2 and partial(path).read_bytes() == "".join(BATCHES[0]).encode()
+    assert file.num_lines == 2 and partial(path).read_bytes() == b"".join(BATCHES[0])
     file.close()
 
 
@@ -97,7 +97,7 @@ def test_what_is_there_is_kept_until_its_successor_is_whole(path):
     file = ResumableFile(path, SETTINGS, overwrite=True)
     assert file.num_lines == 2
     file.finish()
-    assert path.read_bytes() == "".join(BATCHES[0]).encode()
+    assert path.read_bytes() == b"".join(BATCHES[0])
 
 
 def test_settings_of_a_finished_file_do_not_bind_the_next(path):

@@ -20,7 +20,7 @@ def make(batch: int) -> tuple[list[Group], dict[str, float]]:
     return [Group(Prompt(i, ids), [Response(ids, rollout_log_probs=np.float32([-i, -0.1]))]) for i in places], {}
 
 
-WHOLE = "".join(group_line(group) for batch in BATCHES.of_shard for group in make(batch)[0])
+WHOLE = b"".join(group_line(group) for batch in BATCHES.of_shard for group in make(batch)[0]).decode()
 
 
 class Stop(Exception):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_report.page import build_page, embedded_json, write_page
+from sppo_report.page import build_page, embedded_json
 
 
 class Elements(html.parser.HTMLParser):
@@ -71,16 +71,6 @@ def test_the_policy_allows_our_script_and_style_alone():
         assert rules[f"{name}-src"] == f"'sha256-{digest}'"
     for _, attributes in found.tags:
         assert not {name for name in attributes if name.startswith("on") or name in ("src", "style")}
-
-
-def test_the_file_is_written_whole(tmp_path):
-    path = tmp_path / "new" / "report.html"
-    write_page(path, b"first")
-    with open(path, "rb") as reader:
-        write_page(path, b"second")
-        assert reader.read() == b"first", "who reads the old page reads all of it"
-    assert path.read_bytes() == b"second"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def schemes():
