@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Generic, TypeVar
 
-from sppo_megatron.cluster.http_client import HttpClient, ServerError
+from sppo_megatron.cluster.http_client import HttpClient, ServerError, wait_for, with_retries
 
 logger = logging.getLogger(__name__)
 Client = TypeVar("Client", bound=HttpClient)
@@ -51,83 +49,71 @@ class Pool(Generic[Client]):
                 logger.warning("the %s server %s is back", self._kind, client.url)
         self.alive = [client for client in self.clients if client.url in urls]
 
-    def run(self, jobs: Sequence[Job], call: Callable[[Client, Job], Answer]) -> list[Answer]:
+    def run(self, jobs: Sequence[Job], call: Callable[[Client, Job], Awaitable[Answer]]) -> list[Answer]:
         """call(server, job) of each job, on whichever server is free; the answers in the jobs' order.
 
-        Raises NoServerLeft, with what is finished, where no server is alive, and what else `call` raises.
+        call: a coroutine function; it runs on the event loop of `http_client`, so it must not block.
+        Raises NoServerLeft, with what is finished, if no server is alive, and what else `call` raises.
         """
-        run = _Run(jobs, call, self._retries, self._backoff_s)
-        threads = [
-            threading.Thread(target=run.work, args=(client,), daemon=True)
+        answers: dict[int, Answer] = {}
+        dead: dict[str, str] = {}  # url -> why
+        try:
+            wait_for(self._run(jobs, call, answers, dead))
+        finally:
+            if dead:
+                self.set_alive([client.url for client in self.alive if client.url not in dead])
+        if len(answers) < len(jobs):
+            raise NoServerLeft(list(dead.values()) or ["no server is alive"], answers)
+        return [answers[place] for place in range(len(jobs))]
+
+    async def _run(
+        self,
+        jobs: Sequence[Job],
+        call: Callable[[Client, Job], Awaitable[Answer]],
+        answers: dict[int, Answer],
+        dead: dict[str, str],
+    ) -> None:
+        """Fills in `answers`, by the places of the jobs, until all are there or every server is dead."""
+        waiting: asyncio.Queue[int] = asyncio.Queue()
+        for place in range(len(jobs)):
+            waiting.put_nowait(place)
+        is_done = asyncio.Event()
+
+        async def work(client: Client) -> None:
+            """One of a server's slots: takes jobs until the server is dead, whose jobs go back."""
+            while True:
+                place = await waiting.get()
+                try:
+                    if client.url not in dead:
+                        answers[place] = await with_retries(
+                            lambda: call(client, jobs[place]),  # noqa: B023 (awaited before the next place)
+                            self._retries,
+                            self._backoff_s,
+                            lambda: client.url not in dead,
+                        )
+                except ServerError as error:
+                    dead.setdefault(client.url, str(error))
+                if place not in answers:
+                    waiting.put_nowait(place)
+                    return
+                if len(answers) == len(jobs):
+                    is_done.set()
+
+        slots = [
+            asyncio.ensure_future(work(client))
             for client in self.alive
             for _ in range(min(self._concurrency, len(jobs)))
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if run.dead:
-            self.set_alive([client.url for client in self.alive if client.url not in run.dead])
-        if run.refused is not None:
-            raise run.refused
-        if len(run.answers) < len(jobs):
-            raise NoServerLeft(list(run.dead.values()) or ["no server is alive"], run.answers)
-        return [run.answers[place] for place in range(len(jobs))]
-
-
-class _Run(Generic[Client, Job, Answer]):
-    """One pass over the jobs. Every field is guarded by the condition's lock."""
-
-    def __init__(
-        self, jobs: Sequence[Job], call: Callable[[Client, Job], Answer], retries: int, backoff_s: float
-    ) -> None:
-        self.answers: dict[int, Answer] = {}
-        self.dead: dict[str, str] = {}  # url -> why
-        self.refused: Exception | None = None
-        self._jobs = jobs
-        self._call = call
-        self._retries = retries
-        self._backoff_s = backoff_s
-        self._waiting = deque(range(len(jobs)))
-        self._changed = threading.Condition()
-
-    def work(self, client: Client) -> None:
-        """A thread's life: jobs until all are done, or this server is dead. A dead server's jobs go back."""
-        while (place := self._take(client)) is not None:
-            try:
-                answer = self._try(client, self._jobs[place])
-            except ServerError as error:
-                with self._changed:
-                    self._waiting.appendleft(place)
-                    self.dead.setdefault(client.url, str(error))
-                    self._changed.notify_all()
-                return
-            except Exception as error:  # refused, or a mistake in `call`; a thread that just ended would stop the rest
-                with self._changed:
-                    self.refused = error
-                    self._changed.notify_all()
-                return
-            with self._changed:
-                self.answers[place] = answer
-                self._changed.notify_all()
-
-    def _take(self, client: Client) -> int | None:
-        """The next job. Waits while others are under way that may come back; None where this thread is done."""
-        with self._changed:
-            while True:
-                if client.url in self.dead or self.refused is not None or len(self.answers) == len(self._jobs):
-                    return None
-                if self._waiting:
-                    return self._waiting.popleft()
-                self._changed.wait()
-
-    def _try(self, client: Client, job: Job) -> Answer:
-        for attempt in range(self._retries + 1):
-            try:
-                return self._call(client, job)
-            except ServerError as error:
-                if attempt == self._retries or client.url in self.dead:
-                    raise
-                logger.warning("%s; trying again", error)
-                time.sleep(self._backoff_s * 2**attempt)
-        raise AssertionError("unreachable: the last attempt returned or raised")
+        # The slots end by themselves only if every server is dead, or with what `call` raised.
+        end = asyncio.ensure_future(is_done.wait())
+        all_dead = asyncio.gather(*slots)
+        try:
+            if slots:
+                ends: list[asyncio.Future[Any]] = [all_dead, end]
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if all_dead.done():
+                all_dead.result()
+        finally:
+            for task in (end, *slots):
+                task.cancel()
+            await asyncio.gather(end, *slots, all_dead, return_exceptions=True)

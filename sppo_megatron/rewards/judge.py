@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError
+from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError, wait_for, with_retries
 from sppo_megatron.cluster.server_pool import NoServerLeft, Pool
 from sppo_megatron.config import JudgeConfig
 from sppo_megatron.rewards.judge_cache import AnswerCache
@@ -52,7 +51,6 @@ class Judge:
         self._pool = Pool(clients, concurrency=config.concurrency, retries=0, backoff_s=0.0, kind="judge")
         self._model = _served_model(self._pool, config.model)
         self._cache = AnswerCache(config.cache_path) if config.cache_path else None
-        self._lock = threading.Lock()
         self._letter_masses: list[float] = []
         self.metrics: dict[str, float] = {}
 
@@ -102,7 +100,7 @@ class Judge:
         if not missing:
             return {}
         if len(self._pool.alive) < len(self._pool.clients):
-            self._pool.set_alive([client.url for client in self._pool.clients if _is_alive(client)])
+            self._pool.set_alive([client.url for client in self._pool.clients if wait_for(_is_alive(client))])
         try:
             found = self._pool.run(missing, lambda client, key: self._ask(client, key, bodies[key]))
         except NoServerLeft as error:
@@ -110,29 +108,30 @@ class Judge:
             return {key: error.answers.get(place, lost) for place, key in enumerate(missing)}
         return dict(zip(missing, found, strict=True))
 
-    def _ask(self, client: HttpClient, key: str, body: dict[str, Any]) -> float | Failure:
-        """In a thread of the pool. Raises ServerError where the server is lost, so that the question goes elsewhere."""
-        for attempt in range(self._config.retries + 1):
-            if attempt:
-                time.sleep(self._config.backoff_s * 2 ** (attempt - 1))
-            started = time.perf_counter()
+    async def _ask(self, client: HttpClient, key: str, body: dict[str, Any]) -> float | Failure:
+        """On the event loop. Raises ServerError if the server is lost, so that the question goes elsewhere."""
+        timeout_s = self._config.timeout_s
+
+        async def attempt() -> Reading:
+            started, reply, reading = time.perf_counter(), None, None
             try:
-                reply = client.post("/v1/chat/completions", body, self._config.timeout_s)
+                reply = await client.call("POST", "/v1/chat/completions", body, timeout_s)
                 reading = read_answer(reply)
-            except ServerError as error:
-                self._count(started)
-                lost = error
-                continue
-            except (RequestError, ValueError) as error:  # asked again, the answer would be the same
-                self._count(started)
+                return reading
+            finally:
+                self._count(started, reply, reading)
+
+        try:
+            reading = await with_retries(attempt, self._config.retries, self._config.backoff_s)
+        except ServerError as error:
+            if await _is_alive(client):
                 return Failure(str(error))
-            self._count(started, reply, reading)
-            if self._cache is not None:
-                self._cache.put(key, reading.first_wins)
-            return reading.first_wins
-        if _is_alive(client):
-            return Failure(str(lost))
-        raise lost
+            raise
+        except (RequestError, ValueError) as error:  # asked again, the answer would be the same
+            return Failure(str(error))
+        if self._cache is not None:
+            self._cache.put(key, reading.first_wins)
+        return reading.first_wins
 
     # ---------------------------------------------------------------- what is counted
 
@@ -144,13 +143,12 @@ class Judge:
 
     def _count(self, started: float, reply: Any = None, reading: Reading | None = None) -> None:
         prompt_tokens, completion_tokens = used_tokens(reply)
-        with self._lock:
-            self.metrics["judge_requests"] += 1
-            self.metrics["judge_seconds"] += time.perf_counter() - started
-            self.metrics["judge_prompt_tokens"] += prompt_tokens
-            self.metrics["judge_completion_tokens"] += completion_tokens
-            if reading is not None and reading.letter_mass is not None:
-                self._letter_masses.append(reading.letter_mass)
+        self.metrics["judge_requests"] += 1
+        self.metrics["judge_seconds"] += time.perf_counter() - started
+        self.metrics["judge_prompt_tokens"] += prompt_tokens
+        self.metrics["judge_completion_tokens"] += completion_tokens
+        if reading is not None and reading.letter_mass is not None:
+            self._letter_masses.append(reading.letter_mass)
 
     def _report(self, failures: list[str]) -> None:
         m = self.metrics
@@ -204,10 +202,10 @@ def _served_model(pool: Pool[HttpClient], model: str | None) -> str:
     return model
 
 
-def _is_alive(client: HttpClient) -> bool:
+async def _is_alive(client: HttpClient) -> bool:
     """Whether the server answers at all; an endpoint that isn't vLLM's may not know /health."""
     try:
-        client.get("/health")
+        await client.call("GET", "/health")
     except ServerError:
         return False
     except RequestError:

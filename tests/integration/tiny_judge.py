@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import psutil
-import requests
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sppo_megatron.cluster.http_client import HttpClient
 from sppo_megatron.rewards.template import JUDGE_TEMPLATE
 
 CHAT_TEMPLATE = "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}<judge>"
@@ -106,11 +106,9 @@ class JudgeServer:
         """Its address, as soon as it is healthy."""
         deadline = time.monotonic() + 400
         while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                if requests.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return self.url
-            except requests.RequestException:
-                time.sleep(0.5)
+            if HttpClient(self.url).is_healthy():
+                return self.url
+            time.sleep(0.5)
         raise AssertionError("the judge's server did not start")
 
     def kill(self) -> None:

@@ -7,8 +7,8 @@ server has a group of its own with its rank: one that dies is noticed by its ran
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import wraps
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_megatron.cluster.http_client import RequestError, ServerError
+from sppo_megatron.cluster.http_client import RequestError, ServerError, submit
 from sppo_megatron.engines.fingerprint import Fingerprint, WeightCounter
 from sppo_megatron.engines.version import check_version, find_difference
 from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink, buckets, local_address
@@ -116,7 +116,7 @@ class _Receiver:
         self._device = device
         self._timeout_s = timeout_s
         self._link: BroadcastLink | None = None
-        self._update: _Request | None = None
+        self._update: Future[Any] | None = None
 
     @_while_usable
     def begin(self) -> None:
@@ -125,7 +125,7 @@ class _Receiver:
             self._link = self._connect()
         self.client.post("/pause?mode=abort")
         self.client.post("/start_weight_update")
-        self._update = _Request(self.client, "/update_weights", {"update_info": {}}, self._timeout_s)
+        self._update = submit(self.client.call("POST", "/update_weights", {"update_info": {}}, self._timeout_s))
 
     @_while_usable
     def send(self, bucket: list[tuple[str, Tensor]]) -> None:
@@ -155,30 +155,7 @@ class _Receiver:
         workers = int(self.client.get("/get_world_size")["world_size"])
         port, store = BroadcastLink.listen(host, workers + 1, self._timeout_s)
         init = {"host": host, "port": port, "world_size": workers + 1, "timeout_s": self._timeout_s}
-        joining = _Request(self.client, "/init_weight_transfer_engine", {"init_info": init}, self._timeout_s)
+        joining = submit(self.client.call("POST", "/init_weight_transfer_engine", {"init_info": init}, self._timeout_s))
         link = BroadcastLink.open(store, host, workers + 1, self._device, self._timeout_s)
         joining.result()
         return link
-
-
-class _Request(threading.Thread):
-    """A POST under way."""
-
-    def __init__(self, client: ServerClient, path: str, body: dict[str, Any], timeout_s: float) -> None:
-        super().__init__(daemon=True)
-        self._arguments = (path, body, timeout_s)
-        self._client = client
-        self._error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._client.post(*self._arguments)
-        except (ServerError, RequestError) as error:
-            self._error = error
-
-    def result(self) -> None:
-        """Waits for its end. Raises what it raised."""
-        self.join()
-        if self._error is not None:
-            raise self._error

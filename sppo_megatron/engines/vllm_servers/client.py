@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError
+from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError, wait_for
 from sppo_megatron.types import SamplingParams
 
 
 class ServerClient(HttpClient):
     """timeout_s: seconds for one prompt's responses. Else as `HttpClient`."""
 
-    def complete(
+    async def complete(
         self, prompt: np.ndarray, seed: int, params: SamplingParams, num_samples: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """num_samples continuations of token ids: (token_ids int32, log_probs float32 nats) each.
+        """num_samples continuations of token ids: (token_ids int32, log_probs float32 nats) each. A coroutine.
 
         Everything that the model's generation config could change is set. Sample k has seed + k.
         """
         body = {
-            "model": self.model,
+            "model": await self.served_model(),
             "prompt": prompt.tolist(),
             "n": 1 if params.temperature == 0 else num_samples,
             "max_tokens": params.max_new_tokens,
@@ -36,7 +36,7 @@ class ServerClient(HttpClient):
             "logprobs": 0,
             "return_token_ids": True,
         }
-        answer = self.post("/v1/completions", body, self.timeout_s)
+        answer = await self.call("POST", "/v1/completions", body, self.timeout_s)
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             samples = [
@@ -54,7 +54,7 @@ class ServerClient(HttpClient):
     def top_log_prob(self, temperature: float) -> float:
         """The largest log-prob after a fixed prompt, as the server reports it at this temperature; nats."""
         body = {
-            "model": self.model,
+            "model": wait_for(self.served_model()),
             "prompt": [0],
             "max_tokens": 1,
             "temperature": temperature,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from sppo_megatron.cluster.http_client import RequestError, ServerError
+from sppo_megatron.cluster.http_client import RequestError, ServerError, wait_for
 from sppo_megatron.cluster.server_pool import NoServerLeft
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.engines.response import make_response
@@ -96,7 +96,7 @@ class VllmServerEngine:
         def ask() -> list[tuple[str, Response]]:
             found = []
             for client in self._pool.alive:
-                [sample] = client.complete(prompt.token_ids, self._seed, self._params, 1)
+                [sample] = wait_for(client.complete(prompt.token_ids, self._seed, self._params, 1))
                 found.append((client.url, make_response(*sample, self._params, self._tokenizer)))
             return found
 
@@ -114,9 +114,9 @@ class VllmServerEngine:
             groups = {group.prompt.index: group for group in read_groups(unfinished)}
         missing = [place for place in range(len(prompts)) if place not in groups]
 
-        def call(client: ServerClient, place: int) -> Group:
+        async def call(client: ServerClient, place: int) -> Group:
             seed = request_seed(self._seed, iteration, place)
-            samples = client.complete(prompts[place].token_ids, seed, self._params, self._samples)
+            samples = await client.complete(prompts[place].token_ids, seed, self._params, self._samples)
             responses = [make_response(*sample, self._params, self._tokenizer) for sample in samples]
             for response in responses:
                 response.policy_version = version

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import threading
-import time
+import asyncio
 
 import pytest
 
@@ -15,8 +14,8 @@ def make_pool(count: int = 2, **changes) -> Pool:
 
 
 def test_answers_come_in_the_order_of_the_jobs():
-    def call(client, job):
-        time.sleep(0.02 if job % 3 == 0 else 0)
+    async def call(client, job):
+        await asyncio.sleep(0.02 if job % 3 == 0 else 0)
         return job * job
 
     assert make_pool().run(list(range(30)), call) == [job * job for job in range(30)]
@@ -24,11 +23,11 @@ def test_answers_come_in_the_order_of_the_jobs():
 
 def test_all_servers_work():
     used = set()
-    barrier = threading.Barrier(2, timeout=5)
+    barrier = asyncio.Barrier(2)
 
-    def call(client, job):
+    async def call(client, job):
         used.add(client.url)
-        barrier.wait()  # both must be at it at once
+        await asyncio.wait_for(barrier.wait(), 5)  # both must be at it at once
 
     make_pool(concurrency=1).run([1, 2], call)
     assert len(used) == 2
@@ -37,7 +36,7 @@ def test_all_servers_work():
 def test_a_dead_server_is_taken_out_and_its_jobs_go_elsewhere():
     tried = []
 
-    def call(client, job):
+    async def call(client, job):
         if client.url.endswith("9000"):
             tried.append(job)
             raise ServerError("gone")
@@ -52,7 +51,7 @@ def test_a_dead_server_is_taken_out_and_its_jobs_go_elsewhere():
 def test_a_server_that_stumbles_stays():
     failures = iter([ServerError("busy"), ServerError("busy")])
 
-    def call(client, job):
+    async def call(client, job):
         error = next(failures, None)
         if error:
             raise error
@@ -66,7 +65,7 @@ def test_a_server_that_stumbles_stays():
 def test_no_server_left_hands_over_what_is_finished():
     done = []
 
-    def call(client, job):
+    async def call(client, job):
         if len(done) >= 3:
             raise ServerError(f"{client.url} is gone")
         done.append(job)
@@ -82,7 +81,7 @@ def test_no_server_left_hands_over_what_is_finished():
 
 
 def test_a_refused_request_ends_everything_and_takes_no_server_out():
-    def call(client, job):
+    async def call(client, job):
         raise RequestError("no such model")
 
     pool = make_pool()
@@ -104,7 +103,7 @@ def test_nothing_to_do():
 
 
 def test_a_mistake_in_the_call_is_raised_and_stops_nobody():
-    def call(client, job):
+    async def call(client, job):
         return {0: "fine"}[job]
 
     with pytest.raises(KeyError):
