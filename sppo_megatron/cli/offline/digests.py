@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from sppo_megatron.data.json_values import to_plain
 from sppo_megatron.types import Prompt
 
 _PIECES, _PIECE_BYTES = 64, 1 << 16
@@ -24,7 +25,8 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
     for prompt in prompts:
         human = None if prompt.human_token_ids is None else prompt.human_token_ids.tolist()
         record = [prompt.index, prompt.token_ids.tolist(), prompt.text, prompt.answer, human]
-        digest.update(json.dumps(record).encode() + b"\n")
+        columns = [prompt.messages, to_plain(prompt.extra), prompt.source]
+        digest.update(json.dumps([*record, *columns]).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -1,6 +1,8 @@
 """The rollout file: everything comes back, and everything broken is named."""
 
 import json
+from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -20,13 +22,24 @@ LINE = {
 
 ids = st.integers(0, 2**31 - 1)
 float32s = st.floats(width=32, allow_nan=False, allow_infinity=False)
-texts = st.none() | st.text()
+anything = st.text(st.characters())  # half of a surrogate pair, too: what a sandbox printed, for instance
+texts = st.none() | anything
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | anything,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(anything, inner, max_size=3),
+    max_leaves=8,
+)
+columns = st.dictionaries(anything, plain, max_size=3)
+conversations = st.lists(columns.map(lambda others: {**others, "role": "user", "content": "Hi"}), max_size=2)
 
 
 @st.composite
 def responses(draw):
     token_ids = draw(st.lists(ids, max_size=5))
     log_probs = draw(st.none() | st.lists(float32s, min_size=len(token_ids), max_size=len(token_ids)))
+    mask = draw(st.none() | st.lists(st.booleans(), min_size=len(token_ids), max_size=len(token_ids)))
+    if mask is not None and log_probs is not None:
+        log_probs = [value if counts else 0.0 for value, counts in zip(log_probs, mask, strict=True)]
     return Response(
         token_ids=np.array(token_ids, dtype=np.int32),
         text=draw(texts),
@@ -35,6 +48,7 @@ def responses(draw):
         reward=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
         correct=draw(st.none() | st.booleans()),
         error=draw(texts),
+        loss_mask=None if mask is None else np.array(mask, dtype=bool),
     )
 
 
@@ -43,7 +57,15 @@ def group_lists(draw):
     groups = []
     for _ in range(draw(st.integers(0, 3))):
         token_ids = np.array(draw(st.lists(ids, min_size=1, max_size=4)), dtype=np.int32)
-        prompt = Prompt(draw(st.integers(0, 10**9)), token_ids, draw(texts), draw(texts))
+        prompt = Prompt(
+            draw(st.integers(0, 10**9)),
+            token_ids,
+            draw(texts),
+            draw(texts),
+            messages=draw(st.none() | conversations),
+            extra=draw(columns),
+            source=draw(texts),
+        )
         members = draw(st.lists(responses(), max_size=3))
         k = len(members)
         cells = draw(st.none() | st.lists(st.floats(0, 1), min_size=k * k, max_size=k * k))
@@ -69,11 +91,12 @@ def test_everything_comes_back_bitwise(groups, tmp_path_factory):
     assert count_responses(path) == [len(group.responses) for group in groups]
     for group, again in zip(groups, back, strict=True):
         assert_same_array(group.prompt.token_ids, again.prompt.token_ids, np.int32)
-        for name in ("index", "text", "answer"):
+        for name in ("index", "text", "answer", "messages", "extra", "source"):
             assert getattr(group.prompt, name) == getattr(again.prompt, name)
         assert_same_array(group.preference, again.preference, np.float64)
         for response, twin in zip(group.responses, again.responses, strict=True):
             assert_same_array(response.token_ids, twin.token_ids, np.int32)
+            assert_same_array(response.loss_mask, twin.loss_mask, np.bool_)
             assert_same_array(response.rollout_log_probs, twin.rollout_log_probs, np.float32)
             for name in ("text", "finish_reason", "reward", "correct", "error"):
                 assert getattr(response, name) == getattr(twin, name)
@@ -98,7 +121,49 @@ def test_the_documented_line_and_its_defaults(tmp_path):
     assert (response.correct, response.error) == (None, None)
     assert empty.token_ids.shape == (0,)
     assert empty.rollout_log_probs is None
-    assert first.preference is None
+    assert first.preference is None and response.loss_mask is None and response.length == 2
+    assert (first.prompt.messages, first.prompt.extra, first.prompt.source) == (None, {}, None)
+
+
+def test_tokens_that_do_not_count(tmp_path):
+    """What tools wrote has no log-prob: whatever stands there is read as 0."""
+    masked = changed(loss_mask=[0, 1], old_log_probs=[-7, -0.5])
+    [group] = read_groups(write_lines(tmp_path / "r.jsonl", masked))
+    response = group.responses[1]
+    assert response.loss_mask.tolist() == [False, True] and response.length == 1
+    assert response.rollout_log_probs.tolist() == [0.0, -0.25] and response.old_log_probs.tolist() == [0.0, -0.5]
+    write_groups(tmp_path / "again.jsonl", [group])
+    assert '"loss_mask":[0,1]' in (tmp_path / "again.jsonl").read_text()
+
+
+def test_what_json_has_not_becomes_what_it_has(tmp_path):
+    """NaN is what tables have for nothing; a group that was read can always be written."""
+    path = write_lines(tmp_path / "r.jsonl", LINE | {"extra": {"a": float("nan"), "b": [float("inf"), 1.5]}})
+    groups = read_groups(path)
+    assert groups[0].prompt.extra == {"a": None, "b": [None, 1.5]}
+    write_groups(path, groups)
+    odd = replace(groups[0].prompt, extra={"day": date(2026, 11, 28), "count": np.int64(3), "cells": np.eye(2)})
+    write_groups(path, [Group(odd, [])])
+    assert read_groups(path)[0].prompt.extra == {"day": "2026-11-28", "count": 3, "cells": [[1.0, 0.0], [0.0, 1.0]]}
+    with pytest.raises(ValueError, match="group 1: a bytes is no JSON value"):
+        write_groups(path, [Group(replace(odd, extra={"image": b"png"}), [])])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prompt_token_ids": [1], "responses": [], "prompt": "caf\xe9"}', "byte 0xe9 at column 58 is not UTF-8"),
+        (b'{"prompt_token_ids": [1], "responses": [], "responses": []}', "the key 'responses' stands twice"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"extra": ' + b'{"a": ' * 600 + b"1" + b"}" * 601, "nested too deeply|prompt_token_ids"),
+        (b"9" * 5000, "digits"),
+    ],
+)
+def test_lines_that_are_no_json_of_ours(tmp_path, line, message):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(json.dumps(LINE).encode() + b"\n" + line + b"\n")
+    with pytest.raises(ValueError, match=f"r.jsonl, line 2: .*({message})"):
+        read_groups(path)
 
 
 def test_a_slice_parses_its_own_lines_only(tmp_path):
@@ -134,6 +199,13 @@ def changed(**fields):
         (changed(rollout_log_probs=[-float("inf"), 0.0]), r"response 2: rollout_log_probs\[0\] is not finite"),
         (changed(rollout_log_probs=[-1e39, 0.0]), r"response 2: rollout_log_probs\[0\] is not finite"),
         (changed(rollout_log_probs=[-1.0, None]), "response 2: rollout_log_probs must be a list of numbers"),
+        (changed(rollout_log_probs=[-(10**400), 0]), r"response 2: rollout_log_probs\[0\] is not finite"),
+        (changed(loss_mask=[1]), "response 2: loss_mask has 1 values for 2 token_ids"),
+        (changed(loss_mask=[1, 2]), "response 2: loss_mask must be a list of 0 and 1"),
+        (changed(loss_mask=[1, True]), "response 2: loss_mask must be a list of 0 and 1"),
+        (changed(loss_mask=[0.0, 1]), "response 2: loss_mask must be a list of 0 and 1"),
+        (changed(loss_mask="10"), "response 2: loss_mask must be a list of 0 and 1"),
+        (changed(reward=10**400), "response 2: reward must be a finite number"),
         (changed(reward=float("nan")), "response 2: reward must be a finite number"),
         (changed(reward="1"), "response 2: reward must be a finite number"),
         (changed(correct=1), "response 2: correct must be a JSON bool"),
@@ -142,6 +214,10 @@ def changed(**fields):
         (LINE | {"preference": [[0.5], [0.5]]}, "preference must be a 2×2 matrix"),
         (LINE | {"preference": [[0.5, 0.5], [0.5, None]]}, "preference must be a 2×2 matrix"),
         (LINE | {"preference": [[0.5, 0.5], [0.5, float("nan")]]}, "preference must be a 2×2 matrix"),
+        (LINE | {"messages": {"role": "user"}}, "messages must be a JSON list"),
+        (LINE | {"messages": [{"role": "user"}, {"content": ""}]}, "messages: message 2 is not an object with a"),
+        (LINE | {"extra": [1]}, "extra must be a JSON dict"),
+        (LINE | {"source": 1}, "source must be a JSON str"),
         (LINE | {"preference": 0.5}, "preference must be a 2×2 matrix"),
     ],
 )

@@ -27,6 +27,9 @@ def test_of_a_file(tmp_path):
         {"text": None},
         {"answer": ""},
         {"human_token_ids": None},
+        {"messages": [{"role": "user", "content": "one"}]},
+        {"extra": {"difficulty": 2}},
+        {"source": "math"},
     ],
 )
 def test_of_prompts(change):
