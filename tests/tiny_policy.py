@@ -1,16 +1,18 @@
-"""A small policy with random weights in this process, and samples for it, as the trainer would build them."""
+"""A small policy with random weights in this process, and a batch for it, as the trainer would build them."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch.distributed as dist
 from transformers import Qwen2Config
 
-from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.batch.sequences import make_sequences
+from sppo_megatron.batch.training_batch import TrainingBatch, regression_columns, single_units
 from sppo_megatron.config import Config
 from sppo_megatron.hf.architecture import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_checkpoint import RandomTensors
@@ -54,14 +56,20 @@ def tiny_policy(run: Config, **sizes: int | bool) -> Iterator[Policy]:
         dist.destroy_process_group()
 
 
-def random_samples(count: int, longest: int = 40, seed: int = 0) -> list[Sample]:
-    """Prompts and responses of 1 to `longest` tokens, with targets of both signs."""
+def random_batch(count: int, longest: int = 40, seed: int = 0) -> TrainingBatch:
+    """Prompts and responses of 1 to `longest` tokens, with targets of both signs; π_t not yet frozen."""
     random = np.random.default_rng(seed)
 
     def tokens() -> np.ndarray:
         return random.integers(0, VOCAB_SIZE, int(random.integers(1, longest + 1))).astype(np.int32)
 
-    return [
-        Sample(index=index, prompt_token_ids=tokens(), response_token_ids=tokens(), target=float(random.normal()))
-        for index in range(count)
-    ]
+    drawn = [(tokens(), tokens(), float(random.normal())) for _ in range(count)]
+    sequences = make_sequences([prompt for prompt, _, _ in drawn], [response for _, response, _ in drawn])
+    columns = regression_columns(np.array([target for _, _, target in drawn]))
+    minibatches = (single_units(count),)
+    return TrainingBatch(sequences, np.zeros(sequences.total, np.float32), columns, minibatches=minibatches)
+
+
+def frozen(batch: TrainingBatch, policy: Policy) -> TrainingBatch:
+    """The batch with π_t as the policy is now."""
+    return replace(batch, old_log_probs=policy.compute_log_probs(batch.sequences)[0])

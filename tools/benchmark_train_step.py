@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from transformers import Qwen2Config
 
 from benchmarking import CLOCKS, machine, measure, print_table, write_json
-from sppo_megatron.batch.micro_batches import MicroBatch, Sample
+from sppo_megatron.batch.collate import MicroBatch
+from sppo_megatron.batch.sequences import Sequences, make_sequences
+from sppo_megatron.batch.training_batch import TrainingBatch, regression_columns, single_units
 from sppo_megatron.config import Config
 from sppo_megatron.hf.architecture import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_checkpoint import RandomTensors
@@ -80,40 +82,35 @@ def build_policy(args: argparse.Namespace) -> Policy:
         return Policy(run, model, groups, 1000)
 
 
-def random_samples(args: argparse.Namespace) -> list[Sample]:
-    """As many as fill the micro-batches; the prompt is a share of each."""
+def random_batch(args: argparse.Namespace) -> TrainingBatch:
+    """As many sequences as fill the micro-batches; the prompt is a share of each."""
     random = np.random.default_rng(0)
     prompt = int(args.sequence_length * args.prompt_share)
     response = args.sequence_length + 1 - prompt
-    return [
-        Sample(
-            index=index,
-            prompt_token_ids=random.integers(0, args.vocab, prompt).astype(np.int32),
-            response_token_ids=random.integers(0, args.vocab, response).astype(np.int32),
-            target=float(random.normal()),
-            old_log_probs=np.full(response, -10, np.float32),
-        )
-        for index in range(args.micro_batches * args.tokens // args.sequence_length)
-    ]
+    count = args.micro_batches * args.tokens // args.sequence_length
+    prompts, responses = (random.integers(0, args.vocab, (count, length)) for length in (prompt, response))
+    sequences = make_sequences(list(prompts), list(responses))
+    columns = regression_columns(random.normal(size=count))
+    return TrainingBatch(sequences, np.full(sequences.total, -10, np.float32), columns)
 
 
-def model_flops(args: argparse.Namespace, samples: list[Sample]) -> float:
+def model_flops(args: argparse.Namespace, sequences: Sequences) -> float:
     """FLOPs of one step that the model's definition needs: forward, and twice as many backward; nothing recomputed.
 
     Layers over every token that is fed, causal attention over half of the pairs, the head over response tokens alone.
     """
     h = args.hidden
-    tokens = sum(sample.num_tokens for sample in samples)
-    pairs = sum(sample.num_tokens**2 / 2 for sample in samples)
+    tokens = sequences.num_tokens.sum()
+    pairs = (sequences.num_tokens**2 / 2).sum()
     layers = args.layers * (2 * (4 * h * h + 3 * h * 3 * h) * tokens + 4 * h * pairs)
-    return 3 * (layers + 2 * h * args.vocab * sum(len(sample.response_token_ids) for sample in samples))
+    return 3 * (layers + 2 * h * args.vocab * sequences.total)
 
 
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     policy = build_policy(args)
-    samples = random_samples(args)
-    units = [(sample,) for sample in samples]
-    gflops = model_flops(args, samples) / dist.get_world_size() / 1e9
+    batch = random_batch(args)
+    units = single_units(len(batch.sequences))
+    gflops = model_flops(args, batch.sequences) / dist.get_world_size() / 1e9
     fused = policy.training_head
     log_probs = LogProbHead(policy.groups, args.vocab, 1.0, args.sequence_parallel)
     heads: dict[str, Any] = {"megatron": megatron_head, "ours, log-probs": log_probs, "ours, sppo loss": fused}
@@ -121,7 +118,7 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     def step(name: str) -> None:
         policy.training_head = heads[name]
-        losses[name] = policy.train_step(units)["loss"]
+        losses[name] = policy.train_step(batch, units)["loss"]
 
     measured = measure({name: partial(step, name) for name in heads}, args.rounds, local_device(), args.clock)
     base = measured["megatron"]

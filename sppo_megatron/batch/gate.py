@@ -3,95 +3,122 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from sppo_megatron.batch.micro_batches import Sample
-from sppo_megatron.batch.samples import weight_by_importance
-from sppo_megatron.config import MismatchConfig, ObjectiveConfig
+from sppo_megatron.batch.sequences import Sequences
+from sppo_megatron.config import MismatchConfig
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective import Mismatch, rollout_mismatch
 
 logger = logging.getLogger(__name__)
 
+UNKNOWN = -1  # the policy version of a response that doesn't say
 
-@dataclass(frozen=True)
-class MismatchGate:
-    """Looks at every iteration before its first step, as configured in `rollout.mismatch`."""
 
-    config: MismatchConfig
-    objective: ObjectiveConfig
+@dataclass(frozen=True, eq=False)
+class Rollouts:
+    """What the engine said of its N responses, those of `Sequences` in their order.
 
-    def check(
-        self, samples: Sequence[Sample], iteration: int, version: int | None = None
-    ) -> tuple[set[int], dict[str, float]]:
-        """(indices of responses to leave out, metrics). samples carry their old_log_probs.
+    log_probs: float32 [T] nats, 0 if it recorded none and for masked-out tokens. has_log_probs: bool [N].
+    versions: int64 [N], optimizer steps of the weights that each was sampled from, or UNKNOWN.
+    """
 
-        version: of the weights that gave those; where any response is of another, the difference is no fault and no
-        action follows. Responses without rollout_log_probs (some replays) are not looked at. Weights samples in place
-        where the action says so. Raises TrainingError where it says stop.
-        """
-        seen = [sample for sample in samples if sample.rollout_log_probs is not None]
-        if not seen:
-            return set(), {}
-        mismatch = rollout_mismatch(
-            torch.from_numpy(np.concatenate([sample.old_log_probs for sample in seen])),
-            torch.from_numpy(np.concatenate([sample.rollout_log_probs for sample in seen])),
-            [len(sample.response_token_ids) for sample in seen],
-            self.config.token_bound,
-        )
-        if any(sample.policy_version not in (None, version) for sample in seen):
-            return set(), _metrics(mismatch, set(), False)
-        excess = self._excess(mismatch)
-        dropped = self._dropped(seen, mismatch) if self.config.action == "drop" else set()
-        if excess is not None:
-            self._act(seen, f"iteration {iteration}: the rollout engine's log-probs are not the trainer's: {excess}")
-        if dropped:
-            logger.warning(
-                "iteration %d: %d of %d responses dropped by rollout.mismatch", iteration, len(dropped), len(seen)
-            )
-        return dropped, _metrics(mismatch, dropped, excess is not None)
+    log_probs: np.ndarray
+    has_log_probs: np.ndarray
+    versions: np.ndarray
 
-    def _excess(self, mismatch: Mismatch) -> str | None:
-        c = self.config
-        found = []
-        if mismatch.mean > c.mean_bound:
-            found.append(f"mean |difference| {mismatch.mean:.3g} nats per token (mean_bound {c.mean_bound:g})")
-        if mismatch.share_over > c.share_bound:
-            found.append(
-                f"{mismatch.share_over:.1%} of tokens differ by more than {c.token_bound:g} nats "
-                f"(share_bound {c.share_bound:.1%})"
-            )
-        return " and ".join(found) or None
 
-    def _dropped(self, samples: Sequence[Sample], mismatch: Mismatch) -> set[int]:
-        over = (mismatch.sequence_mean > self.config.mean_bound) | (mismatch.sequence_sum > self.config.sequence_bound)
-        return {sample.index for sample, is_over in zip(samples, over.tolist(), strict=True) if is_over}
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """dropped: bool [N], not to be trained on. to_weight: bool [N], to be corrected by sequence importance weights."""
 
-    def _act(self, samples: Sequence[Sample], message: str) -> None:
-        if self.config.action == "stop":
+    dropped: np.ndarray
+    to_weight: np.ndarray
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def check_mismatch(
+    sequences: Sequences,
+    old_log_probs: np.ndarray,
+    rollouts: Rollouts,
+    config: MismatchConfig,
+    *,
+    iteration: int,
+    version: int | None = None,
+) -> Verdict:
+    """Compares log π_t with the engine's log-probs before an iteration's first step, as `rollout.mismatch` says.
+
+    version: of the weights that gave old_log_probs. Responses of it, or of an unknown one, are compared and acted upon.
+    Those of another differ for a good reason: they are counted as mismatch_other_version and left alone; if there are
+    no others, the figures are theirs. Responses without the engine's log-probs are not looked at.
+    Raises TrainingError if a bound is exceeded and the action is stop.
+    """
+    nothing = np.zeros(len(sequences), np.bool_)
+    is_other = rollouts.has_log_probs & (rollouts.versions != UNKNOWN) & (rollouts.versions != version)
+    compared = rollouts.has_log_probs & ~is_other
+    seen = compared if compared.any() else is_other
+    if not seen.any():
+        return Verdict(nothing, nothing)
+    mismatch = _mismatch_of(sequences, old_log_probs, rollouts, seen, config.token_bound)
+    metrics = _metrics(mismatch) | {"mismatch_other_version": float(is_other.sum())}
+    excess = _excess(mismatch, config) if compared.any() else None
+    dropped = nothing
+    if compared.any() and config.action == "drop":
+        over = (mismatch.sequence_mean > config.mean_bound) | (mismatch.sequence_sum > config.sequence_bound)
+        dropped = nothing.copy()
+        dropped[compared] = over.numpy()
+    if excess is not None:
+        message = f"iteration {iteration}: the rollout engine's log-probs are not the trainer's: {excess}"
+        if config.action == "stop":
             raise TrainingError(
                 f"{message}. Nothing was trained on them. Look at rollout.verify=true, the engine's precision and its "
                 "sampling settings; go on with rollout.mismatch.action=importance_weight or a higher bound"
             )
         logger.warning("%s", message)
-        if self.config.action == "importance_weight" and self.objective.importance_weight is None:
-            for sample in samples:
-                weight_by_importance(sample, "sequence", self.objective.importance_cap)
+    if dropped.any():
+        logger.warning(
+            "iteration %d: %d of %d responses dropped by rollout.mismatch", iteration, dropped.sum(), compared.sum()
+        )
+    metrics |= {"mismatch_exceeded": float(excess is not None), "mismatch_dropped": float(dropped.sum())}
+    weigh = excess is not None and config.action == "importance_weight"
+    return Verdict(dropped, compared if weigh else nothing, metrics)
 
 
-def _metrics(mismatch: Mismatch, dropped: set[int], exceeded: bool) -> dict[str, float]:
-    sequence_sum = mismatch.sequence_sum
+def _mismatch_of(
+    sequences: Sequences, old_log_probs: np.ndarray, rollouts: Rollouts, seen: np.ndarray, token_bound: float
+) -> Mismatch:
+    tokens = seen[sequences.sequence_of_token]
+    if sequences.loss_mask is not None:
+        tokens &= sequences.loss_mask
+    return rollout_mismatch(
+        torch.from_numpy(old_log_probs[tokens]),
+        torch.from_numpy(rollouts.log_probs[tokens]),
+        sequences.lengths[seen].tolist(),
+        token_bound,
+    )
+
+
+def _excess(mismatch: Mismatch, c: MismatchConfig) -> str | None:
+    found = []
+    if mismatch.mean > c.mean_bound:
+        found.append(f"mean |difference| {mismatch.mean:.3g} nats per token (mean_bound {c.mean_bound:g})")
+    if mismatch.share_over > c.share_bound:
+        found.append(
+            f"{mismatch.share_over:.1%} of tokens differ by more than {c.token_bound:g} nats "
+            f"(share_bound {c.share_bound:.1%})"
+        )
+    return " and ".join(found) or None
+
+
+def _metrics(mismatch: Mismatch) -> dict[str, float]:
     return {
         "mismatch_mean": mismatch.mean,
         "mismatch_max": mismatch.max,
         "mismatch_k3": mismatch.k3,
         "mismatch_share_over": mismatch.share_over,
-        "mismatch_sequence_mean": float(sequence_sum.mean()),
-        "mismatch_sequence_max": float(sequence_sum.max()),
-        "mismatch_exceeded": float(exceeded),
-        "mismatch_dropped": float(len(dropped)),
+        "mismatch_sequence_mean": float(mismatch.sequence_sum.mean()),
+        "mismatch_sequence_max": float(mismatch.sequence_sum.max()),
     }

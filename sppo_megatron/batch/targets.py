@@ -1,65 +1,58 @@
-"""From scored groups to what the loss needs of every response: its target δ = η (reward − baseline)."""
+"""From scored groups to columns of all responses: rewards, win rates, and what the objective makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sppo_megatron.config import ObjectiveConfig
-from sppo_megatron.objective import (
-    group_baseline,
-    length_reward,
-    preference_from_scores,
-    regression_target,
-    resolve_eta,
-    win_rates,
-)
+from sppo_megatron.objective import length_reward, preference_from_scores, win_rates
+from sppo_megatron.objective.base import Objective
 from sppo_megatron.types import Group
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Targets:
-    """One entry per response, groups one after the other, in their order. All on the CPU, B responses.
+    """One entry per response, B responses, groups one after the other in their order. All on the CPU.
 
-    rewards: float32 [B], as scored; where a response has no scalar reward, its win rate.
-    win_rates: float32 [B], or None unless objective.reward=win_rate.
-    values: float32 [B], what the baseline is taken from and subtracted of: rewards or win rates, plus the weighted
-        length reward.
-    baseline: float32 [B]. target: float32 [B], δ = η (values − baseline) in nats, clipped to ±target_clip.
-    group_ids: int64 [B], the group's place in the list. lengths: int64 [B], tokens.
+    rewards: float64 [B], as scored; the win rate of a response that has no scalar reward.
+    win_rates: float64 [B], or None unless the objective needs them.
+    values: float64 [B], what baselines are taken from: rewards or win rates, plus the weighted length reward.
+    group_ids: int64 [B], the group's place in the list. lengths: int64 [B], tokens that count.
     correct: bool [B], or None unless every response has it.
+    columns: float64 [B] each, of `Objective.columns`, the target δ among them.
     """
 
     rewards: Tensor
     win_rates: Tensor | None
     values: Tensor
-    baseline: Tensor
-    target: Tensor
     group_ids: Tensor
     lengths: Tensor
     correct: Tensor | None
+    columns: dict[str, Tensor]
+
+    @property
+    def target(self) -> Tensor:
+        """float64 [B], δ in nats."""
+        return self.columns["target"]
 
 
-def build_targets(groups: list[Group], objective: ObjectiveConfig) -> Targets:
-    """Computed in float64 and rounded once. All responses of a prompt must be here: baselines are per group.
+def build_targets(groups: Sequence[Group], objective: Objective) -> Targets:
+    """Computed in float64. All responses of a prompt must be here: baselines are per group.
 
     Raises ValueError naming the group: no responses, a reward that is missing, neither preference nor rewards for a win
-    rate, a preference that isn't one; or where a length reward is wanted and correctness isn't defined.
+    rate, a preference that isn't one; or if a length reward is wanted and correctness isn't defined.
     """
-    if objective.reward not in ("reward", "win_rate"):
-        raise ValueError(f"objective.reward={objective.reward!r} is not known; choose reward or win_rate")
-    eta = resolve_eta(objective.eta, objective.tau)
     responses = [response for group in groups for response in group.responses]
     group_ids = torch.tensor([place for place, group in enumerate(groups) for _ in group.responses], dtype=torch.int64)
-    lengths = torch.tensor([len(response.token_ids) for response in responses], dtype=torch.int64)
+    lengths = torch.tensor([response.length for response in responses], dtype=torch.int64)
     correct = None
     if all(response.correct is not None for response in responses):
         correct = torch.tensor([bool(response.correct) for response in responses], dtype=torch.bool)
 
-    use_win_rates = objective.reward == "win_rate"
-    rates = _win_rates(groups, objective.win_rate_estimator) if use_win_rates else None
+    rates = _win_rates(groups, objective.win_rate_estimator) if objective.needs.win_rates else None
     rewards = _rewards(groups, rates)
     values = rewards if rates is None else rates
     if objective.length_reward_weight:
@@ -69,22 +62,11 @@ def build_targets(groups: list[Group], objective: ObjectiveConfig) -> Targets:
                 "say; let the reward function return (reward, correct), or set the weight to 0"
             )
         values = values + objective.length_reward_weight * length_reward(lengths.double(), correct, group_ids)
-    baseline = group_baseline(values, group_ids, objective.baseline, tau=1.0 / eta)
-    target = regression_target(values, baseline, eta, clip=objective.target_clip)
-    return Targets(
-        rewards=rewards.float(),
-        win_rates=None if rates is None else rates.float(),
-        values=values.float(),
-        baseline=baseline.float(),
-        target=target.float(),
-        group_ids=group_ids,
-        lengths=lengths,
-        correct=correct,
-    )
+    return Targets(rewards, rates, values, group_ids, lengths, correct, objective.columns(values, group_ids))
 
 
-def _rewards(groups: list[Group], rates: Tensor | None) -> Tensor:
-    """float64 [B]. Raises where a response has neither a reward nor a win rate."""
+def _rewards(groups: Sequence[Group], rates: Tensor | None) -> Tensor:
+    """float64 [B]. Raises ValueError if a response has neither a reward nor a win rate."""
     rewards: list[float] = []
     for place, group in enumerate(groups):
         if not group.responses:
@@ -99,7 +81,7 @@ def _rewards(groups: list[Group], rates: Tensor | None) -> Tensor:
     return torch.tensor(rewards, dtype=torch.float64)
 
 
-def _win_rates(groups: list[Group], estimator: str) -> Tensor:
+def _win_rates(groups: Sequence[Group], estimator: str) -> Tensor:
     """float64 [B]. Group by group, since K may differ."""
     rates = []
     for place, group in enumerate(groups):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.batch.sequences import Sequences, make_sequences
 from sppo_megatron.engines.base import ProbedEngine
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.types import Prompt
@@ -24,18 +24,17 @@ class WeightProbe:
     prompt: Prompt
     bound: float
 
-    def check(self, compute_log_probs: Callable[[Sequence[Sample]], tuple[list[np.ndarray], float]]) -> float:
+    def check(self, compute_log_probs: Callable[[Sequences], tuple[np.ndarray, float]]) -> float:
         """The largest mean |difference| of a replica. Collective.
 
-        Raises TrainingError, naming the replica, where it has other weights than the trainer.
+        Raises TrainingError, naming the replica, if it has other weights than the trainer.
         """
         probes = self.engine.probe(self.prompt)
-        samples = [
-            Sample(index, self.prompt.token_ids, response.token_ids) for index, (_, response) in enumerate(probes)
-        ]
-        log_probs, _ = compute_log_probs(samples)
+        responses = [response.token_ids for _, response in probes]
+        sequences = make_sequences([self.prompt.token_ids], responses, prompt_of=[0] * len(responses))
+        log_probs, _ = compute_log_probs(sequences)
         largest = 0.0
-        for (name, response), ours in zip(probes, log_probs, strict=True):
+        for (name, response), ours in zip(probes, sequences.split(log_probs), strict=True):
             theirs = response.rollout_log_probs
             if theirs is None or not len(ours):
                 raise TrainingError(f"{name} returned no log-probs of the probe prompt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -29,7 +30,6 @@ def regression_diagnostics(
     tau: float | None = None,
     rewards: Tensor | None = None,
     win_rate: Tensor | None = None,
-    anchor_win_rate: Tensor | None = None,
     truncated: Tensor | None = None,
     importance_weight: Tensor | None = None,
     rollout_log_ratio: Tensor | None = None,
@@ -37,7 +37,7 @@ def regression_diagnostics(
     """Sums and maxima over the valid responses. Every tensor is [B], of **complete** sequences.
 
     log_ratio: s, nats. target: δ, nats. lengths: tokens. valid: lengths > 0 where None. tau: τ of the implied reward
-    τ·s. win_rate, anchor_win_rate: P̂ against π_t and against a fixed anchor. truncated: 1 where cut off at the limit.
+    τ·s. win_rate: P̂ against π_t. truncated: 1 if cut off at the limit.
     importance_weight: w of a response. rollout_log_ratio: Σ_t (old − rollout) log-probs, nats.
     Returns (sums, maxima), detached. Raises ValueError on shapes that differ.
     """
@@ -48,7 +48,6 @@ def regression_diagnostics(
         "target": target,
         "reward": rewards,
         "win_rate": win_rate,
-        "anchor_win_rate": anchor_win_rate,
         "truncated": truncated,
         "importance_weight": importance_weight,
         "rollout_log_ratio": rollout_log_ratio,
@@ -123,8 +122,14 @@ def degenerate_group_sums(rewards: Tensor, group_ids: Tensor) -> Sums:
     return {"groups": rewards.new_tensor(float(len(ids))), "degenerate_groups": (smallest == largest).sum().double()}
 
 
-def finalize_diagnostics(sums: Mapping[str, Tensor | float], maxima: Mapping[str, Tensor | float]) -> dict[str, float]:
+def finalize_diagnostics(
+    sums: Mapping[str, Tensor | float],
+    maxima: Mapping[str, Tensor | float],
+    means: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> dict[str, float]:
     """The metrics of a step from globally reduced sums and maxima. Waits for the device.
+
+    means: metrics of an objective's own, (numerator, denominator) among the sums.
 
     The metrics' meanings and units (all nats but where noted):
     log_ratio_{mean, std, min, max, abs_max} of s over sequences, log_ratio_per_token = Σs/Σlength; target_{mean, std}
@@ -133,8 +138,7 @@ def finalize_diagnostics(sums: Mapping[str, Tensor | float], maxima: Mapping[str
     mean of e^s − 1 − s (per token), all of KL(π_t‖π_θ) since the samples are π_t's; entropy per token; reward_mean,
     win_rate_mean, anchor_win_rate_mean; degenerate_group_share, truncation_rate: shares; response_length_mean: tokens;
     rollout_log_prob_diff_{mean, max} of |old − rollout| per token, rollout_log_prob_diff_sequence_mean of |Σ_t (old −
-    rollout)| per sequence (a bias per token grows with length here); importance_ess = (Σw)²/Σw², in sequences;
-    pair_margin_mean of s_w − s_l and pair_accuracy, the share of pairs with s_w > s_l.
+    rollout)| per sequence (a bias per token grows with length here); importance_ess = (Σw)²/Σw², in sequences.
     sequences and invalid_sequences are counts. Standard deviations are the population's.
 
     A metric whose inputs are missing, or which isn't defined (no valid rows, no spread in δ), is left out: no NaN is
@@ -144,7 +148,7 @@ def finalize_diagnostics(sums: Mapping[str, Tensor | float], maxima: Mapping[str
     metrics: dict[str, float] = {
         name: total[name] for name in ("sequences", "invalid_sequences", "pairs", "invalid_pairs") if name in total
     }
-    for name, (numerator, denominator) in _MEANS.items():
+    for name, (numerator, denominator) in (*_MEANS.items(), *means.items()):
         if numerator in total and total.get(denominator, 0) > 0:
             metrics[name] = total[numerator] / total[denominator]
     if total.get("sequences", 0) > 0 and "log_ratio_sum" in total:
@@ -165,14 +169,11 @@ _MEANS = {
     "entropy": ("entropy_sum", "tokens"),
     "reward_mean": ("reward_sum", "sequences"),
     "win_rate_mean": ("win_rate_sum", "sequences"),
-    "anchor_win_rate_mean": ("anchor_win_rate_sum", "sequences"),
     "degenerate_group_share": ("degenerate_groups", "groups"),
     "truncation_rate": ("truncated_sum", "sequences"),
     "response_length_mean": ("response_tokens", "sequences"),
     "rollout_log_prob_diff_mean": ("rollout_diff_sum", "tokens"),
     "rollout_log_prob_diff_sequence_mean": ("rollout_diff_sequence_sum", "sequences"),
-    "pair_margin_mean": ("pair_margin_sum", "pairs"),
-    "pair_accuracy": ("pair_correct_sum", "pairs"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,14 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from sppo_megatron.batch.micro_batches import (
-    Layout,
-    MicroBatch,
-    Sample,
-    Unit,
-    collate,
-    micro_batch_shape,
-    plan_micro_batches,
-)
+from sppo_megatron.batch.collate import MicroBatch, collate
+from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shape, plan_micro_batches
+from sppo_megatron.batch.sequences import Sequences
+from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members, single_units
 from sppo_megatron.config import Config
 from sppo_megatron.errors import TrainingError
-from sppo_megatron.objective import finalize_diagnostics, resolve_eta
+from sppo_megatron.objective import finalize_diagnostics
+from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.parallel import reduce_max, reduce_sums
 from sppo_megatron.policy.initialize import local_device
 from sppo_megatron.policy.model.build import wrap_data_parallel
@@ -34,7 +30,6 @@ from sppo_megatron.policy.model.router import mean_load_balancing_loss
 from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.policy.step.forward_step import ForwardStep, TrainingLoss, collect_log_probs
 from sppo_megatron.policy.step.lm_head import build_heads
-from sppo_megatron.policy.step.loss import build_loss, regression_terms
 from sppo_megatron.policy.step.optimizer import build_optimizer, build_scheduler
 
 
@@ -55,12 +50,9 @@ class Policy:
         self._overlaps_param_gather = run.parallelism.overlap_param_gather
         self._connect_schedule(run)
         self._lacks_fp8_scales = run.precision.fp8 is not None and run.precision.fp8_recipe == "delayed"
-        self._loss = build_loss(run.objective)
-        self._tau = 1.0 / resolve_eta(run.objective.eta, run.objective.tau)
-        self._log_prob_head, self.training_head = build_heads(
-            run, groups, model.vocab_size, regression_terms(run.objective)
-        )
-        self._layout = Layout(
+        self.objective = build_objective(vars(run.objective), run.rollout.max_response_length)
+        self._log_prob_head, self.training_head = build_heads(run, groups, model.vocab_size, self.objective)
+        self._layout = MicroBatchLayout(
             micro_batch_size=run.train.micro_batch_size,
             max_tokens=run.train.max_tokens_per_micro_batch,
             cp_size=groups.cp.size(),
@@ -98,63 +90,53 @@ class Policy:
 
     # ---------------------------------------------------------------- log-probs
 
-    def compute_log_probs(self, samples: Sequence[Sample]) -> tuple[list[np.ndarray], float]:
-        """log π_θ of each sample's response under the current weights, and the mean entropy per response token.
+    def compute_log_probs(self, sequences: Sequences) -> tuple[np.ndarray, float]:
+        """log π_θ of every response token under the current weights, and the mean entropy per token that counts.
 
-        Returns (log-probs: float32 [response_length] nats for each sample, entropy in nats), the same on every rank.
-        Samples are told apart by their `index`.
+        Returns (log-probs: float32 [T] nats, 0 for masked-out tokens; entropy in nats), the same on every rank.
         """
-        offset_of = dict(
-            zip(
-                [sample.index for sample in samples],
-                np.cumsum([0, *(len(sample.response_token_ids) for sample in samples)]),
-                strict=False,
-            )
-        )
-        total = sum(len(sample.response_token_ids) for sample in samples)
-        values = torch.zeros(2, total, device=self.device)
-        units = [(sample,) for sample in samples]
+        batch = TrainingBatch(sequences, np.zeros(sequences.total, np.float32))
+        units = single_units(len(sequences))
+        values = torch.zeros(2, sequences.total, device=self.device)
         for chunk in self.chunks:
             chunk.eval()
         if self._lacks_fp8_scales:
-            # Delayed scaling measures tensors where gradients are enabled alone, and starts with scales of 1, in which
+            # Delayed scaling measures tensors only if gradients are enabled, and starts with scales of 1, in which
             # small weights are lost: a first pass gives it scales.
-            self._run_schedule(units, lambda num_microbatches: collect_log_probs, forward_only=True, with_grad=True)
+            self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True, with_grad=True)
             self._lacks_fp8_scales = False
-        records = self._run_schedule(units, lambda num_microbatches: collect_log_probs, forward_only=True)
+        records = self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
         if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
-            for record in records:
-                starts = torch.tensor([offset_of[i] for i in record["samples"].tolist()], device=self.device)
-                values[:, starts.long() + record["positions"]] = record["values"]
+            for token_index, of_tokens in records:
+                values[:, token_index] = of_tokens
         dist.all_reduce(values)  # each token is nonzero on one rank: sums are copies
         log_probs, entropy = values.cpu().numpy()
-        bounds = [(offset_of[sample.index], len(sample.response_token_ids)) for sample in samples]
-        return [log_probs[start : start + n].copy() for start, n in bounds], float(entropy.sum() / max(1, total))
+        return log_probs, float(entropy.sum() / max(1, sequences.lengths.sum()))
 
     # ---------------------------------------------------------------- training
 
-    def train_step(self, units: Sequence[Unit]) -> dict[str, float]:
+    def train_step(self, batch: TrainingBatch, units: np.ndarray) -> dict[str, float]:
         """One optimizer step on one mini-batch, given whole on every rank; returns its metrics, the same on every rank.
 
-        Raises TrainingError where the loss or the gradient norm isn't finite.
+        units: one of batch.minibatches. Raises TrainingError if the loss or the gradient norm isn't finite.
         """
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        count = sum(all(sample.is_valid for sample in unit) for unit in units)
-        with_rollout = all(sample.rollout_log_probs is not None for unit in units for sample in unit)
+        count = max(1.0, self.objective.count(np.where(units != NOTHING, batch.sequences.lengths[units], NOTHING)))
+        with_rollout = batch.has_rollout is not None and bool(batch.has_rollout[members(units)].all())
 
         def finish(num_microbatches: int) -> TrainingLoss:
-            return TrainingLoss(self._loss, self.groups, count, num_microbatches, self._tau, with_rollout)
+            return TrainingLoss(self.objective, self.groups, count, num_microbatches, with_rollout)
 
-        records = self._run_schedule(units, finish, forward_only=False)
+        records = self._run_schedule(batch, units, finish, forward_only=False)
         lr = self.optimizer.param_groups[0]["lr"]
         updated, grad_norm, _ = self.optimizer.step()
         if updated:
             self.scheduler.step(increment=1)
-        metrics = self._reduce_metrics(records)
+        metrics = self._reduce_metrics(records, count)
         if self.config.num_moe_experts is not None and self.config.moe_aux_loss_coeff:
             metrics["moe_aux_loss"] = mean_load_balancing_loss(self.groups.tp.size() * self.groups.cp.size())
         metrics |= {"grad_norm": float(grad_norm or 0.0), "lr": float(lr), "skipped": float(not updated)}
@@ -166,18 +148,25 @@ class Policy:
         return metrics
 
     def _run_schedule(
-        self, units: Sequence[Unit], finish_for: Any, *, forward_only: bool, with_grad: bool = False
+        self,
+        batch: TrainingBatch,
+        units: np.ndarray,
+        finish_for: Callable[[int], Callable[..., Any]],
+        *,
+        forward_only: bool,
+        with_grad: bool = False,
     ) -> list[Any]:
         """Megatron's schedule over this data-parallel rank's share; what `finish` returned (last stage, else [])."""
         pp_size = self.groups.pp.size()
         interleaved = len(self.chunks) > 1
+        num_tokens = batch.sequences.num_tokens
         plan = plan_micro_batches(
-            units, self._layout, self.groups.dp.size(), multiple_of=pp_size if interleaved else 1
+            units, num_tokens, self._layout, self.groups.dp.size(), multiple_of=pp_size if interleaved else 1
         )[self.groups.dp.rank()]
-        shapes = [micro_batch_shape(share, self._layout) for share in plan]
+        shapes = [micro_batch_shape(share, num_tokens, self._layout) for share in plan]
         if pp_size > 1:  # stages exchange tensors of one shape
             shapes = [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(plan)
-        micro_batches = [collate(share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True)]
+        micro_batches = [collate(batch, share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True)]
         head = self._log_prob_head if forward_only else self.training_head
         step = ForwardStep(head, self.device, finish_for(len(plan)))
         iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in self.chunks]
@@ -192,7 +181,7 @@ class Policy:
                 forward_only=forward_only,
             )
 
-    def _reduce_metrics(self, records: list[dict[str, dict[str, Tensor]]]) -> dict[str, float]:
+    def _reduce_metrics(self, records: list[dict[str, dict[str, Tensor]]], count: float) -> dict[str, float]:
         """Global sums over micro-batches, data- and context-parallel ranks; then the last stage tells the others."""
         metrics: dict[str, float] = {}
         if self.is_last_stage:
@@ -206,8 +195,8 @@ class Policy:
                 for name in records[0]["maxima"]
             }
             totals = reduce_sums(sums, self.groups.dp_cp)
-            metrics = finalize_diagnostics(totals, reduce_max(maxima, self.groups.dp_cp))
-            metrics["loss"] = totals["loss_sum"] / max(1.0, totals["loss_count"])
+            metrics = finalize_diagnostics(totals, reduce_max(maxima, self.groups.dp_cp), self.objective.means)
+            metrics["loss"] = totals["loss_sum"] / count
         shared = [metrics]
         dist.broadcast_object_list(shared, group=self.groups.pp, group_src=self.groups.pp.size() - 1)
         return shared[0]

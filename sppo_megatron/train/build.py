@@ -13,8 +13,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sppo_megatron.batch.gate import MismatchGate
-from sppo_megatron.batch.samples import steps_per_iteration
+from sppo_megatron.batch.units import steps_per_iteration
 from sppo_megatron.cluster.consensus import agreed, check_same_config
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
@@ -117,14 +116,13 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
             run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
         ),
         display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
-        gate=MismatchGate(config.rollout.mismatch, config.objective),
         rollout_folder=output_dir / "rollouts",
         is_main=is_main,
         state=state,
         resumed_from=resumed_from,
         preemption=PreemptionGuard(policy.device),
         fp8_probe=build_fp8_probe(policy, config.precision),
-        reference=build_reference(policy, config.objective),
+        reference=build_reference(policy),
         probe=engines.probe,
         ahead=engines.ahead,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -12,10 +12,9 @@ from typing import NoReturn, Protocol
 import numpy as np
 from torch import Tensor
 
-from sppo_megatron.batch.gate import MismatchGate
-from sppo_megatron.batch.iteration import Iteration, cut_minibatches, freeze, start_iteration
-from sppo_megatron.batch.micro_batches import Sample, Unit
-from sppo_megatron.batch.samples import set_ref_log_ratios
+from sppo_megatron.batch.build import build_batch, with_old_log_probs
+from sppo_megatron.batch.sequences import Sequences, sequences_of
+from sppo_megatron.batch.training_batch import TrainingBatch
 from sppo_megatron.config import Config
 from sppo_megatron.data.prompts import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
@@ -23,6 +22,7 @@ from sppo_megatron.engines.base import RolloutEngine
 from sppo_megatron.engines.weight_probe import WeightProbe
 from sppo_megatron.engines.weight_sync import WeightSync
 from sppo_megatron.errors import TrainingError
+from sppo_megatron.objective.base import Objective
 from sppo_megatron.rewards.preference import nothing_answered
 from sppo_megatron.rewards.share import Scorer, score_over_ranks
 from sppo_megatron.rollout.ahead import RolloutsAhead
@@ -42,9 +42,11 @@ _ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
 class Policy(Protocol):
     """What the trainer needs of π_θ. Every method is collective."""
 
-    def compute_log_probs(self, samples: Sequence[Sample]) -> tuple[list[np.ndarray], float]: ...
+    objective: Objective
 
-    def train_step(self, units: Sequence[Unit]) -> dict[str, float]: ...
+    def compute_log_probs(self, sequences: Sequences) -> tuple[np.ndarray, float]: ...
+
+    def train_step(self, batch: TrainingBatch, units: np.ndarray) -> dict[str, float]: ...
 
     def export_weights(self) -> Iterator[tuple[str, Tensor]]: ...
 
@@ -64,10 +66,19 @@ class Checkpointer(Protocol):
 
 
 @dataclass
-class Trainer:
-    """Built of parts; `run` is the whole algorithm. prompts is None where the engine brings its own (replay).
+class Iteration:
+    """groups: scored. batch: of them, with π_t frozen. last_line: what the last step logged."""
 
-    reference: log π_ref of samples, like Policy.compute_log_probs; None where the objective has no π_ref.
+    groups: list[Group]
+    batch: TrainingBatch
+    last_line: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """Built of parts; `run` is the whole algorithm. prompts is None if the engine brings its own (replay).
+
+    reference: log π_ref, like Policy.compute_log_probs; None if the objective has no π_ref.
     """
 
     config: Config
@@ -80,14 +91,13 @@ class Trainer:
     checkpointer: Checkpointer
     tracker: Tracker
     display: ProgressDisplay
-    gate: MismatchGate
     rollout_folder: Path
     is_main: bool
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
     preemption: PreemptionGuard | None = None
-    fp8_probe: Callable[[Sequence[Sample], Sequence[np.ndarray]], dict[str, float]] | None = None
-    reference: Callable[[Sequence[Sample]], list[np.ndarray]] | None = None
+    fp8_probe: Callable[[Sequences, np.ndarray], dict[str, float]] | None = None
+    reference: Callable[[Sequences], np.ndarray] | None = None
     probe: WeightProbe | None = None
     ahead: RolloutsAhead | None = None
     saved_step: int = -1
@@ -103,10 +113,10 @@ class Trainer:
         while self.state.iteration < self.config.train.iterations:
             self._stop_if_preempted(iteration)
             iteration = iteration or self._prepare()
-            for units in iteration.minibatches[self.state.minibatch :]:
+            for units in iteration.batch.minibatches[self.state.minibatch :]:
                 self._stop_if_preempted(iteration)
                 self._train_step(units, iteration)
-                is_last = self.state.minibatch == len(iteration.minibatches)
+                is_last = self.state.minibatch == len(iteration.batch.minibatches)
                 if not is_last and self._is_save_step():
                     self._save(iteration)
             self.state.iteration += 1
@@ -114,7 +124,7 @@ class Trainer:
             self.state.iteration_metrics = self._push()
             if self._is_evaluation():
                 self._evaluate()
-            if iteration.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
+            if iteration.batch.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
                 self._save(None)
             self.display.update(self.state.iteration, iteration.last_line)
             iteration = None
@@ -134,29 +144,39 @@ class Trainer:
                 self._stop_unanswered(groups)
             self.state.iteration_metrics |= self.scorer.metrics
         scored = time.perf_counter()
-        iteration = start_iteration(groups, self.state.iteration, self.config)
-        old_log_probs, entropy = self.policy.compute_log_probs(iteration.samples)
-        freeze(iteration, old_log_probs, self.config)
-        self.state.iteration_metrics |= self._refer(iteration)
+        sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
+        old_log_probs, entropy = self.policy.compute_log_probs(sequences)
+        batch = self._build_batch(groups, sequences, old_log_probs, self.state.step)
         if self.fp8_probe is not None:
-            self.state.iteration_metrics |= self.fp8_probe(iteration.samples, old_log_probs)
+            self.state.iteration_metrics |= self.fp8_probe(sequences, old_log_probs)
         if self.is_main:
-            write_groups(self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl", groups)
-        tokens = sum(len(sample.response_token_ids) for sample in iteration.samples)
+            path = self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl"
+            write_groups(path, with_old_log_probs(groups, sequences, old_log_probs))
         self.state.iteration_metrics |= {
             "entropy": entropy,
             "seconds_rollout": generated - started,
             "seconds_reward": scored - generated,
             "seconds_log_probs": time.perf_counter() - scored,
-            "rollout_tokens_per_second": tokens / max(generated - started, 1e-9),
+            "rollout_tokens_per_second": int(sequences.lengths.sum()) / max(generated - started, 1e-9),
+            **batch.metrics,
         }
-        self.state.iteration_metrics |= cut_minibatches(iteration, self.gate, self.config, self.state.step)
-        return iteration
+        return Iteration(groups, batch)
 
-    def _refer(self, iteration: Iteration) -> dict[str, float]:
-        if self.reference is None:
-            return {}
-        return set_ref_log_ratios(iteration.samples, self.reference(iteration.samples))
+    def _build_batch(
+        self, groups: list[Group], sequences: Sequences, old_log_probs: np.ndarray, version: int
+    ) -> TrainingBatch:
+        """version: of the policy that was frozen."""
+        return build_batch(
+            groups,
+            sequences,
+            old_log_probs,
+            self.policy.objective,
+            train=self.config.train,
+            mismatch=self.config.rollout.mismatch,
+            iteration=self.state.iteration,
+            version=version,
+            ref_log_probs=None if self.reference is None else self.reference(sequences),
+        )
 
     def _generate(self) -> list[Group]:
         """The iteration's groups. Where the engine works ahead, it begins with those of the next one."""
@@ -185,15 +205,15 @@ class Trainer:
             metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
         return metrics
 
-    def _train_step(self, units: list[Unit], iteration: Iteration) -> None:
+    def _train_step(self, units: np.ndarray, iteration: Iteration) -> None:
         started = time.perf_counter()
-        metrics = self.policy.train_step(units)
+        metrics = self.policy.train_step(iteration.batch, units)
         seconds = time.perf_counter() - started
         if self.state.minibatch == 0:
             self._check_first_log_ratio(metrics, iteration)
         self.state.step += 1
         self.state.minibatch += 1
-        tokens = sum(sample.num_tokens for unit in units for sample in unit)
+        tokens = iteration.batch.num_tokens(units)
         # What is known of the whole iteration goes before what a step saw of it.
         line = {"step": self.state.step, "iteration": self.state.iteration, **metrics, **self.state.iteration_metrics}
         line |= {"seconds_train": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
@@ -203,8 +223,8 @@ class Trainer:
 
     def _check_first_log_ratio(self, metrics: dict[str, float], iteration: Iteration) -> None:
         """The first sign of a broken parallel path: π_θ is π_t here, so s must be 0 up to rounding."""
-        longest = max((len(sample.response_token_ids) for sample in iteration.samples), default=0)
-        bound = _ROUNDING[self.config.precision.dtype] * max(1, longest)
+        longest = int(iteration.batch.sequences.lengths.max(initial=1))
+        bound = _ROUNDING[self.config.precision.dtype] * longest
         if metrics["log_ratio_abs_max"] > bound:
             raise TrainingError(
                 f"before the first update of iteration {self.state.iteration} the largest |log π_θ − log π_t| is "
@@ -236,7 +256,6 @@ class Trainer:
         """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t."""
         if self.state.step == self.saved_step:
             return
-        groups, samples = (iteration.groups, iteration.samples) if iteration else ([], [])
         ahead = self.ahead.finish() if self.ahead is not None else None
         state = replace(
             self.state,
@@ -246,7 +265,9 @@ class Trainer:
         )
 
         def write(folder: Path) -> None:
-            state.write(folder, groups, samples, ahead or ())
+            if iteration is not None:
+                state.write_iteration(folder, iteration.groups, iteration.batch.old_log_probs)
+            state.write(folder, ahead or ())
             if self.evaluator is not None:
                 self.evaluator.write(folder)
 
@@ -292,8 +313,8 @@ class Trainer:
             self.ahead.restore(self.state.read_ahead(self.resumed_from))
         if not self.state.has_rollouts:
             return None
-        iteration = start_iteration(self.state.read_groups(self.resumed_from), self.state.iteration, self.config)
-        freeze(iteration, self.state.read_old_log_probs(self.resumed_from, iteration.samples), self.config)
-        self._refer(iteration)
-        cut_minibatches(iteration, self.gate, self.config, self.state.step - self.state.minibatch)
-        return iteration
+        groups = self.state.read_groups(self.resumed_from)
+        sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
+        old_log_probs = self.state.read_old_log_probs(self.resumed_from)
+        version = self.state.step - self.state.minibatch
+        return Iteration(groups, self._build_batch(groups, sequences, old_log_probs, version))

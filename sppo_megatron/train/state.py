@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.types import Group
 
@@ -42,23 +41,21 @@ class TrainerState:
     best_value: float | None = None
     best_step: int = 0
 
-    def write(
-        self, folder: Path, groups: Sequence[Group], samples: Sequence[Sample], ahead: Sequence[Group] = ()
-    ) -> None:
-        """Writes the counters; inside an iteration, its groups with the frozen log π_t; groups generated ahead."""
+    def write(self, folder: Path, ahead: Sequence[Group] = ()) -> None:
+        """Writes the counters, and groups generated ahead."""
         if self.has_ahead:
             write_groups(folder / _AHEAD, list(ahead))
-        if self.has_rollouts:
-            write_groups(folder / _ROLLOUTS, list(groups))
-            log_probs = [sample.old_log_probs for sample in samples]
-            if any(values is None for values in log_probs):
-                raise ValueError("rollouts are saved with log π_t of every response, and some have none")
-            np.save(folder / _OLD_LOG_PROBS, np.concatenate(log_probs))  # type: ignore[arg-type]
         (folder / _COUNTERS).write_text(json.dumps(asdict(self), indent=2))
 
     @staticmethod
+    def write_iteration(folder: Path, groups: Sequence[Group], old_log_probs: np.ndarray) -> None:
+        """Writes an iteration that was begun: its groups, and the frozen log π_t, float32 [T] nats."""
+        write_groups(folder / _ROLLOUTS, list(groups))
+        np.save(folder / _OLD_LOG_PROBS, old_log_probs)
+
+    @staticmethod
     def read(folder: Path) -> TrainerState:
-        """Raises ValueError where the folder holds no readable state."""
+        """Raises ValueError if the folder holds no readable state."""
         try:
             return TrainerState(**json.loads((folder / _COUNTERS).read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -72,7 +69,6 @@ class TrainerState:
         """The groups of the interrupted iteration."""
         return read_groups(folder / _ROLLOUTS)
 
-    def read_old_log_probs(self, folder: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """log π_t of each sample of the interrupted iteration (float32, nats)."""
-        lengths = [len(sample.response_token_ids) for sample in samples]
-        return np.split(np.load(folder / _OLD_LOG_PROBS), np.cumsum(lengths)[:-1])
+    def read_old_log_probs(self, folder: Path) -> np.ndarray:
+        """log π_t of the interrupted iteration: float32 [T] nats."""
+        return np.load(folder / _OLD_LOG_PROBS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.batch.training_batch import TrainingBatch
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks.precision import find_fp8_problem
 from sppo_megatron.config.compose import compose_config
@@ -16,7 +17,7 @@ from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import Fp8Probe
 from sppo_megatron.rollout.registry import check_run
-from tests.tiny_policy import random_samples, tiny_policy
+from tests.tiny_policy import random_batch, tiny_policy
 
 STOOD_IN = "SPPO_KERNELS_STOOD_IN" in os.environ  # tests/distributed/transformer_engine runs some of this on CPU
 pytestmark = [
@@ -49,14 +50,12 @@ def make_config(preset: str, *overrides: str) -> Config:
     return config
 
 
-def freeze(policy: Policy) -> tuple[list[Sample], list[np.ndarray]]:
-    """Samples with log π_t of the policy as it is."""
-    samples = random_samples(8, longest=LONGEST)
-    log_probs, entropy = policy.compute_log_probs(samples)
-    assert np.isfinite(entropy) and all(np.isfinite(values).all() for values in log_probs)
-    for sample, values in zip(samples, log_probs, strict=True):
-        sample.old_log_probs = values
-    return samples, log_probs
+def freeze(policy: Policy) -> TrainingBatch:
+    """A batch with log π_t of the policy as it is."""
+    batch = random_batch(8, longest=LONGEST)
+    log_probs, entropy = policy.compute_log_probs(batch.sequences)
+    assert np.isfinite(entropy) and np.isfinite(log_probs).all()
+    return replace(batch, old_log_probs=log_probs)
 
 
 @pytest.mark.parametrize("layout", ["train.micro_batch_size=4", "train.max_tokens_per_micro_batch=256"])
@@ -64,12 +63,12 @@ def freeze(policy: Policy) -> tuple[list[Sample], list[np.ndarray]]:
 def test_the_policy_learns(preset, layout):
     with tiny_policy(make_config(preset, layout)) as policy:
         before = {name: tensor.clone() for name, tensor in policy.export_weights()}
-        samples, _ = freeze(policy)
-        steps = [policy.train_step([(sample,) for sample in samples]) for _ in range(10)]
+        batch = freeze(policy)
+        steps = [policy.train_step(batch, batch.minibatches[0]) for _ in range(10)]
         # π_θ is π_t in the first step: s is 0 up to rounding, and the loss is the mean of δ²
         assert steps[0]["log_ratio_abs_max"] <= ROUNDING.get(preset, 2e-2) * LONGEST
         assert all(np.isfinite(step["loss"]) and np.isfinite(step["grad_norm"]) for step in steps)
-        assert min(step["loss"] for step in steps) < 0.7 * np.mean([sample.target**2 for sample in samples])
+        assert min(step["loss"] for step in steps) < 0.7 * np.mean(batch.columns["target"] ** 2)
         after = dict(policy.export_weights())
         assert all(torch.isfinite(tensor).all() for tensor in after.values())
         assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -79,15 +78,15 @@ def test_the_policy_learns(preset, layout):
 def test_fp8_differs_from_bf16_and_not_by_much(preset, record_property):
     config = make_config(preset)
     with tiny_policy(config) as policy:
-        samples, log_probs = freeze(policy)
-        figures = Fp8Probe(policy, config.precision)(samples, log_probs)
+        batch = freeze(policy)
+        figures = Fp8Probe(policy, config.precision)(batch.sequences, batch.old_log_probs)
         for name, value in figures.items():
             record_property(name, value)
         assert 0 < figures["fp8_log_prob_diff_mean"] < 0.2
         assert abs(figures["fp8_log_prob_diff"]) <= figures["fp8_log_prob_diff_mean"]
         # the switch is back: the same pass gives the same numbers as before
-        again, _ = policy.compute_log_probs(samples)
-        assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(log_probs, again, strict=True))
+        again, _ = policy.compute_log_probs(batch.sequences)
+        assert np.allclose(batch.old_log_probs, again, atol=1e-6)
 
 
 @pytest.mark.parametrize("preset", ["fp8_delayed", "fp8_tensorwise", "fp8_blockwise"])
@@ -96,9 +95,9 @@ def test_weights_in_fp8(preset):
     with tiny_policy(make_config(preset, "precision.fp8_param=true")) as policy:
         rounded = dict(policy.export_weights())
         assert {type(tensor) for tensor in rounded.values()} == {torch.Tensor}
-        samples, _ = freeze(policy)
-        steps = [policy.train_step([(sample,) for sample in samples]) for _ in range(10)]
-        assert min(step["loss"] for step in steps) < 0.7 * np.mean([sample.target**2 for sample in samples])
+        batch = freeze(policy)
+        steps = [policy.train_step(batch, batch.minibatches[0]) for _ in range(10)]
+        assert min(step["loss"] for step in steps) < 0.7 * np.mean(batch.columns["target"] ** 2)
     with tiny_policy(make_config("bf16")) as policy:
         for name, tensor in policy.export_weights():
             assert (rounded[name] - tensor).abs().max() <= 0.07 * tensor.abs().max(), name

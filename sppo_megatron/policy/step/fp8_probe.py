@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.config import PrecisionConfig
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.policy.model.fp8 import without_fp8
@@ -21,19 +20,19 @@ class Fp8Probe:
     policy: Policy
     precision: PrecisionConfig
 
-    def __call__(self, samples: Sequence[Sample], log_probs: Sequence[np.ndarray]) -> dict[str, float]:
-        """The figures of `log_prob_differences`; {} without responses to compare. Collective.
+    def __call__(self, sequences: Sequences, log_probs: np.ndarray) -> dict[str, float]:
+        """The figures of `log_prob_differences`; {} without tokens to compare. Collective.
 
-        log_probs: float32 [response_length] nats for each sample, from `Policy.compute_log_probs` of the same weights.
-        Raises TrainingError, the same on every rank, where fp8_log_ratio_diff_mean is above fp8_max_log_ratio_diff: a
+        log_probs: float32 [T] nats, from `Policy.compute_log_probs` of the same weights.
+        Raises TrainingError, the same on every rank, if fp8_log_ratio_diff_mean is above fp8_max_log_ratio_diff: a
         bias of each token is multiplied by the length of the response in SPPO's log-ratio.
         """
-        count, bound = self.precision.fp8_probe_samples, self.precision.fp8_max_log_ratio_diff
-        if not any(len(values) for values in log_probs[:count]):
+        probed, bound = sequences.first(self.precision.fp8_probe_samples), self.precision.fp8_max_log_ratio_diff
+        if not probed.lengths.any():
             return {}
         with without_fp8(self.policy.config):
-            reference, _ = self.policy.compute_log_probs(samples[:count])
-        figures = log_prob_differences(log_probs[:count], reference)
+            reference, _ = self.policy.compute_log_probs(probed)
+        figures = log_prob_differences(probed, log_probs[: probed.total], reference)
         difference = figures["fp8_log_ratio_diff_mean"]
         if bound is not None and not difference <= bound:
             raise TrainingError(
@@ -46,23 +45,19 @@ class Fp8Probe:
 
 
 def build_fp8_probe(policy: Policy, precision: PrecisionConfig) -> Fp8Probe | None:
-    """None where there is nothing to compare."""
+    """None if there is nothing to compare."""
     return Fp8Probe(policy, precision) if precision.fp8 is not None and precision.fp8_probe_samples > 0 else None
 
 
-def log_prob_differences(log_probs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> dict[str, float]:
-    """log_probs − reference, [response_length] nats for each response, in numbers; at least one token.
+def log_prob_differences(sequences: Sequences, log_probs: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """log_probs − reference, float32 [T] nats each, in numbers; at least one token counts.
 
     fp8_log_prob_diff: the mean over tokens, a bias. fp8_log_prob_diff_mean, _max: of a token's absolute value.
     fp8_log_ratio_diff_mean, _max: of the absolute value of a response's sum; responses without tokens are left out.
     """
-    differences = [
-        fp8.astype(np.float64) - other.astype(np.float64)
-        for fp8, other in zip(log_probs, reference, strict=True)
-        if len(fp8)
-    ]
-    tokens = np.concatenate(differences)
-    responses = np.abs([difference.sum() for difference in differences])
+    difference = log_probs.astype(np.float64) - reference
+    tokens = difference if sequences.loss_mask is None else difference[sequences.loss_mask]
+    responses = np.abs(sequences.sums(difference)[sequences.lengths > 0])
     return {
         "fp8_log_prob_diff": float(tokens.mean()),
         "fp8_log_prob_diff_mean": float(np.abs(tokens).mean()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,12 +12,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch import Tensor, nn
 
-from sppo_megatron.batch.micro_batches import MicroBatch
+from sppo_megatron.batch.collate import MicroBatch
 from sppo_megatron.config import Config
+from sppo_megatron.objective.base import Objective
 from sppo_megatron.parallel import LinearSppoLoss, linear_sppo_loss, vocab_parallel_linear_log_probs
-
-# micro-batch -> (δ, coefficient), each [S]: the loss is Σ coefficient (s − δ)²
-RegressionTerms = Callable[[MicroBatch], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,14 @@ class LogProbHead(Head):
 class SppoLossHead(Head):
     """The regression loss with every logit computed once. logits_budget: bytes of logits that may be kept."""
 
-    terms: RegressionTerms
+    objective: Objective
     logits_budget: int
 
     def compute(self, hidden: Tensor, weight: Tensor, batch: MicroBatch) -> LinearSppoLoss:
         """(loss_sum, log_ratio [S], log_probs [n])."""
-        target, coefficient = self.terms(batch)
+        terms = self.objective.regression(batch)
+        assert terms is not None
+        target, coefficient = terms
         return linear_sppo_loss(
             hidden,
             weight,
@@ -111,9 +110,9 @@ class SppoLossHead(Head):
 
 
 def build_heads(
-    run: Config, groups: ProcessGroupCollection, vocab_size: int, terms: RegressionTerms | None
+    run: Config, groups: ProcessGroupCollection, vocab_size: int, objective: Objective
 ) -> tuple[Head, Head]:
-    """For log-probs without gradients, and for training. terms: None where the loss is not the regression."""
+    """For log-probs without gradients, and for training."""
     shared: dict[str, Any] = {
         "groups": groups,
         "vocab_size": vocab_size,
@@ -123,9 +122,11 @@ def build_heads(
         "kernels": run.train.log_prob_kernels,
     }
     log_probs = LogProbHead(**shared, with_entropy=True)
-    if terms is None or run.train.fused_loss == "off":
+    if not objective.is_regression or run.train.fused_loss == "off":
         return log_probs, LogProbHead(**shared)
-    return log_probs, SppoLossHead(**shared, terms=terms, logits_budget=int(run.train.logits_budget_mib * 2**20))
+    return log_probs, SppoLossHead(
+        **shared, objective=objective, logits_budget=int(run.train.logits_budget_mib * 2**20)
+    )
 
 
 def _if_split(group: dist.ProcessGroup) -> dist.ProcessGroup | None:

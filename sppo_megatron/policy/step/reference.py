@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppo_megatron.batch.micro_batches import Sample
-from sppo_megatron.config import ObjectiveConfig
+from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.policy.policy import Policy
 
 
@@ -24,13 +23,13 @@ class ReferencePolicy:
         self.policy = policy
         self._weights = [_host_copy(parameter) for parameter in self._parameters()]
 
-    def __call__(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """log π_ref of each sample's response: float32 [response_length] nats, as `Policy.compute_log_probs`.
+    def __call__(self, sequences: Sequences) -> np.ndarray:
+        """log π_ref of every response token: float32 [T] nats, as `Policy.compute_log_probs`.
 
         π_θ has its own weights again afterwards, bit by bit. Collective.
         """
         with self._in_place():
-            return self.policy.compute_log_probs(samples)[0]
+            return self.policy.compute_log_probs(sequences)[0]
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -49,9 +48,9 @@ class ReferencePolicy:
         return [parameter for chunk in self.policy.chunks for parameter in chunk.parameters()]
 
 
-def build_reference(policy: Policy, objective: ObjectiveConfig) -> ReferencePolicy | None:
-    """None where the objective has no π_ref."""
-    return ReferencePolicy(policy) if objective.pairwise == "inpo" and objective.ref_coef > 0 else None
+def build_reference(policy: Policy) -> ReferencePolicy | None:
+    """None if the objective has no π_ref."""
+    return ReferencePolicy(policy) if policy.objective.needs.reference else None
 
 
 def _host_copy(parameter: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from sppo_megatron.batch.micro_batches import Sample
+from sppo_megatron.batch.sequences import make_sequences
+from sppo_megatron.batch.training_batch import TrainingBatch, regression_columns, single_units
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.hf.architecture import load_hf_config, read_architecture
@@ -83,29 +84,21 @@ def build_policy(config: Config) -> Policy:
     return Policy(config, model, groups, 10)
 
 
-def samples(replicas: int, vocab_size: int) -> list[tuple[Sample, ...]]:
+def make_batch(replicas: int, vocab_size: int) -> TrainingBatch:
     random = np.random.default_rng(0)
-    return [
-        (
-            Sample(
-                index=index,
-                prompt_token_ids=random.integers(0, vocab_size, PROMPT).astype(np.int32),
-                response_token_ids=random.integers(0, vocab_size, RESPONSE).astype(np.int32),
-                target=1.0,
-                old_log_probs=np.full(RESPONSE, -3, np.float32),
-            ),
-        )
-        for index in range(MICRO_BATCHES * replicas)
-    ]
+    count = MICRO_BATCHES * replicas
+    prompts, responses = (list(random.integers(0, vocab_size, (count, length))) for length in (PROMPT, RESPONSE))
+    sequences = make_sequences(prompts, responses)
+    return TrainingBatch(sequences, np.full(sequences.total, -3, np.float32), regression_columns(np.ones(count)))
 
 
 def measure(config: Config) -> dict[str, Any]:
     policy = build_policy(config)
     parameters = [parameter for chunk in policy.chunks for parameter in chunk.parameters()]
     saved = SavedTensors(iter(parameters))
-    units = samples(policy.groups.dp.size(), policy.model.vocab_size)
+    batch = make_batch(policy.groups.dp.size(), policy.model.vocab_size)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
-        policy.train_step(units)
+        policy.train_step(batch, single_units(len(batch.sequences)))
     groups = policy.groups
     result = {
         "weights": storage_bytes(parameters),

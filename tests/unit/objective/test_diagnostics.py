@@ -18,6 +18,7 @@ from sppo_megatron.objective import (
     sequence_log_ratio,
     token_diagnostics,
 )
+from sppo_megatron.objective.pairs import Pairs
 
 TAU = 0.25
 NAMES = {
@@ -52,7 +53,6 @@ def diagnostics(b: dict[str, torch.Tensor]) -> tuple[dict, dict]:
         tau=TAU,
         rewards=b["reward"],
         win_rate=b["reward"],
-        anchor_win_rate=b["reward"],
         truncated=b["truncated"],
         importance_weight=b["weight"],
         rollout_log_ratio=rollout_log_ratio,
@@ -90,7 +90,6 @@ def with_numpy(b: dict[str, torch.Tensor]) -> dict[str, float]:
         "entropy": a["entropy"][mask].mean(),
         "reward_mean": a["reward"][keep].mean(),
         "win_rate_mean": a["reward"][keep].mean(),
-        "anchor_win_rate_mean": a["reward"][keep].mean(),
         "truncation_rate": a["truncated"][keep].mean(),
         "response_length_mean": mask.sum(axis=1)[keep].mean(),
         "rollout_log_prob_diff_mean": np.abs(gap[mask]).mean(),
@@ -185,7 +184,8 @@ def test_degenerate_groups():
 
 
 def test_pairs():
-    metrics = finalize_diagnostics({"pairs": 4.0, "pair_margin_sum": 2.0, "pair_correct_sum": 3.0}, {})
+    sums = {"pairs": 4.0, "pair_margin_sum": 2.0, "pair_correct_sum": 3.0}
+    metrics = finalize_diagnostics(sums, {}, Pairs.means)
     assert (metrics["pair_margin_mean"], metrics["pair_accuracy"]) == (0.5, 0.75)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import ObjectiveConfig, RewardConfig
+from sppo_megatron.config import RewardConfig
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -39,7 +40,7 @@ def test_correctness_is_that_of_the_first_which_defines_it_so_a_length_reward_ca
     mixture.score([group])
     assert [r.correct for r in group.responses] == [False, True, False]
     assert [r.reward for r in group.responses] == pytest.approx([2.0, 1.5, 0.0])
-    targets = build_targets([group], ObjectiveConfig(length_reward_weight=1.0))
+    targets = build_targets([group], Sppo(length_reward_weight=1.0))
     # Kimi's: 0.5 - (length - min) / (max - min), a wrong answer at most 0; lengths 11, 4, 2
     np.testing.assert_allclose(targets.values, [2.0 - 0.5, 1.5 + 0.5 - 2 / 9, 0.0], atol=1e-6)
 

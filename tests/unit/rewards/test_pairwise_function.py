@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import ObjectiveConfig, RewardConfig
+from sppo_megatron.config import RewardConfig
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.rewards.preference import nothing_answered
 from sppo_megatron.types import Group, Prompt, Response
@@ -76,7 +77,7 @@ def test_both_orders_are_averaged_and_equal_questions_asked_once(preferences_fol
     calls = (preferences_folder / "calls").read_text().splitlines()
     assert len(calls) == len(set(calls)) == 8 and "p|cc|a|first" in calls and "p|a|bbb|None" in calls
     assert metrics["pairwise_function_questions"] == 8 and metrics["pairwise_function_failed"] == 0
-    targets = build_targets([fair], ObjectiveConfig(eta=4.0, reward="win_rate"))
+    targets = build_targets([fair], Sppo(eta=4.0, reward="win_rate"))
     np.testing.assert_allclose(targets.target, 4 * (fair.preference.mean(axis=1) - 0.5), atol=1e-6)
 
 

@@ -9,7 +9,8 @@ import pytest
 from transformers import LlamaForSequenceClassification
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import ObjectiveConfig, RewardConfig, RewardModelConfig
+from sppo_megatron.config import RewardConfig, RewardModelConfig
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 from tests.unit.rewards.tiny_classifiers import ids_of, plain_logit, save_decoder
@@ -46,7 +47,7 @@ def test_both_orders_are_averaged(tmp_path, chat_template):
     assert np.abs(p + p.T - 1).max() > 0.01, "one order alone would be wrong"
     assert np.abs(other.preference - group.preference).max() > 0.01
     assert [response.error for response in group.responses] == [None] * 3
-    targets = build_targets([group], ObjectiveConfig(eta=3.0, reward="win_rate", win_rate_estimator="leave_one_out"))
+    targets = build_targets([group], Sppo(eta=3.0, reward="win_rate", win_rate_estimator="leave_one_out"))
     leave_one_out = (expected.sum(axis=1) - 0.5) / 2
     np.testing.assert_allclose(targets.target, 3 * (leave_one_out - 0.5), atol=1e-5)
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import ObjectiveConfig
 from sppo_megatron.data.rollout_file import read_groups, write_groups
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.objective.win_rate import check_preference
 from sppo_megatron.rewards.preference import nothing_answered, ordered_pairs, preference_matrix, set_preference
 from sppo_megatron.types import Group, Prompt, Response
@@ -77,8 +77,8 @@ def test_rock_paper_scissors_goes_through_the_file_to_the_targets(tmp_path):
     assert [response.reward for response in group.responses] == pytest.approx([0.5625, 0.5625, 0.5, 0.375])
     assert [response.error is None for response in group.responses] == [True, True, False, False]
     assert group.responses[2].error == "no preference between responses 2 and 3: lost"
-    targets = build_targets([group], ObjectiveConfig(eta=8.0, reward="win_rate"))
+    targets = build_targets([group], Sppo(eta=8.0, reward="win_rate"))
     np.testing.assert_allclose(targets.target, [0.5, 0.5, 0.0, -1.0], atol=1e-6)
     np.testing.assert_allclose(targets.rewards, [0.5625, 0.5625, 0.5, 0.375], atol=1e-6)
-    one_out = build_targets([group], ObjectiveConfig(eta=6.0, reward="win_rate", win_rate_estimator="leave_one_out"))
+    one_out = build_targets([group], Sppo(eta=6.0, reward="win_rate", win_rate_estimator="leave_one_out"))
     np.testing.assert_allclose(one_out.target, [0.5, 0.5, 0.0, -1.0], atol=1e-6)

@@ -8,7 +8,8 @@ import torch
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import ObjectiveConfig, RewardConfig, RewardModelConfig
+from sppo_megatron.config import RewardConfig, RewardModelConfig
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 from tests.unit.rewards.tiny_classifiers import VOCABULARY, ids_of, plain_logit, save_decoder, save_encoder
@@ -70,7 +71,7 @@ def test_a_long_response_costs_its_own_score(tmp_path, caplog):
 
 def test_scores_make_bradley_terry_win_rates(tmp_path):
     groups, rewards = scored(save_decoder(tmp_path, chat_template=False, pad_token=True))
-    targets = build_targets(groups, ObjectiveConfig(eta=2.0, reward="win_rate"))
+    targets = build_targets(groups, Sppo(eta=2.0, reward="win_rate"))
     s = np.array(rewards[4:])
     expected = (1 / (1 + np.exp(s[None, :] - s[:, None]))).mean(axis=1)
     np.testing.assert_allclose(targets.win_rates[4:], expected, atol=1e-6)

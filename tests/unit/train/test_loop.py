@@ -46,9 +46,7 @@ def generate(prompts: list[Prompt]) -> list[Group]:
 
 
 def make_trainer(folder: Path, ahead: RolloutsAhead | None) -> Trainer:
-    parts = dict.fromkeys(
-        ("policy", "rollout", "scorer", "weight_sync", "evaluator", "tracker", "display", "gate", "is_main")
-    )
+    parts = dict.fromkeys(("policy", "rollout", "scorer", "weight_sync", "evaluator", "tracker", "display", "is_main"))
     return Trainer(
         **parts,
         config=Config(),

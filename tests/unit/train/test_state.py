@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from sppo_megatron.batch.micro_batches import Sample
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -23,10 +22,10 @@ STATE = {
 }
 
 
-def make_iteration(lengths: list[list[int]]) -> tuple[list[Group], list[Sample]]:
+def make_iteration(lengths: list[list[int]]) -> tuple[list[Group], np.ndarray]:
     """Log-probs with every bit in use, subnormals and a negative zero."""
     rng = np.random.default_rng(0)
-    groups, samples = [], []
+    groups, log_probs = [], []
     for index, of_group in enumerate(lengths):
         group = Group(Prompt(10 + index, rng.integers(0, 99, 3).astype(np.int32), text=f"π {index}", answer="a"))
         for length in of_group:
@@ -37,10 +36,10 @@ def make_iteration(lengths: list[list[int]]) -> tuple[list[Group], list[Sample]]
                 old[:2] = [-0.0, -1e-45]
             response = Response(ids, "text", rollout, "length", float(rng.random()), True)
             group.responses.append(response)
-            samples.append(Sample(len(samples), group.prompt.token_ids, ids, old_log_probs=old))
+            log_probs.append(old)
         groups.append(group)
     groups[0].preference = rng.random((len(lengths[0]), len(lengths[0])))
-    return groups, samples
+    return groups, np.concatenate(log_probs)
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -49,23 +48,22 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 def test_counters(tmp_path):
     state = TrainerState(**{**STATE, "has_rollouts": False})
-    state.write(tmp_path, [], [])
+    state.write(tmp_path)
     assert TrainerState.read(tmp_path) == state
     assert [path.name for path in tmp_path.iterdir()] == ["trainer_state.json"]  # between iterations: nothing else
 
 
 @pytest.mark.parametrize("lengths", [[[3, 1], [5, 2, 4]], [[1]], [[2, 0, 3], [0]], [[0], [4, 4]]], ids=str)
 def test_an_interrupted_iteration(tmp_path, lengths):
-    groups, samples = make_iteration(lengths)
+    groups, old_log_probs = make_iteration(lengths)
     state = TrainerState(**STATE)
-    state.write(tmp_path, groups, samples)
+    state.write_iteration(tmp_path, groups, old_log_probs)
+    state.write(tmp_path)
     read = TrainerState.read(tmp_path)
     assert read == state
-    back, old_log_probs = read.read_groups(tmp_path), read.read_old_log_probs(tmp_path, samples)
+    back = read.read_groups(tmp_path)
 
-    assert len(old_log_probs) == len(samples)
-    for sample, values in zip(samples, old_log_probs, strict=True):
-        assert same_bits(values, sample.old_log_probs)
+    assert same_bits(read.read_old_log_probs(tmp_path), old_log_probs)
     assert len(back) == len(groups)
     for group, other in zip(groups, back, strict=True):
         assert (other.prompt.index, other.prompt.text, other.prompt.answer) == (
@@ -84,11 +82,10 @@ def test_an_interrupted_iteration(tmp_path, lengths):
 
 
 def test_log_probs_can_be_changed_after_reading(tmp_path):
-    groups, samples = make_iteration([[3, 2]])
-    TrainerState(has_rollouts=True).write(tmp_path, groups, samples)
-    old_log_probs = TrainerState(has_rollouts=True).read_old_log_probs(tmp_path, samples)
-    old_log_probs[0][0] = -5.0
-    assert TrainerState(has_rollouts=True).read_old_log_probs(tmp_path, samples)[0][0] != -5.0
+    TrainerState.write_iteration(tmp_path, *make_iteration([[3, 2]]))
+    old_log_probs = TrainerState(has_rollouts=True).read_old_log_probs(tmp_path)
+    old_log_probs[0] = -5.0
+    assert TrainerState(has_rollouts=True).read_old_log_probs(tmp_path)[0] != -5.0
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"stepp": 3}', "[1]"])

@@ -18,7 +18,7 @@ from sppo_megatron.errors import TrainingError
 from sppo_megatron.policy.checkpoint.folder import latest_checkpoint, partial_path
 from sppo_megatron.policy.checkpoint.training import Checkpointer, _end_with_rank, check_fits
 from sppo_megatron.policy.policy import Policy
-from tests.tiny_policy import random_samples, tiny_policy
+from tests.tiny_policy import frozen, random_batch, tiny_policy
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,8 @@ def policy() -> Iterator[Policy]:
         precision=PrecisionConfig(dtype="fp32"), optimizer=OptimizerConfig(use_distributed_optimizer=False, lr=1e-3)
     )
     with tiny_policy(run, num_hidden_layers=1) as policy:
-        samples = random_samples(4)
-        for sample, log_probs in zip(samples, policy.compute_log_probs(samples)[0], strict=True):
-            sample.old_log_probs = log_probs
-        policy.train_step([(sample,) for sample in samples])
+        batch = frozen(random_batch(4), policy)
+        policy.train_step(batch, batch.minibatches[0])
         yield policy
 
 

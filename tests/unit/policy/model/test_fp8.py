@@ -12,7 +12,7 @@ from sppo_megatron.hf.architecture import Architecture, MixtureOfExperts
 from sppo_megatron.policy.generate.inference import inference_layout
 from sppo_megatron.policy.model.build import unwrap
 from sppo_megatron.policy.model.fp8 import check_fp8_shapes, token_multiple, without_fp8
-from tests.tiny_policy import random_samples, tiny_policy
+from tests.tiny_policy import random_batch, tiny_policy
 
 from megatron.core.tensor_parallel import ColumnParallelLinear, VocabParallelEmbedding  # isort: skip
 
@@ -132,13 +132,13 @@ def test_delayed_scaling_gets_its_scales_in_a_first_pass(policy, monkeypatch):
     """Transformer Engine updates them where gradients are enabled: once, before the first log-probs that are used."""
     enabled = []
     unwrap(policy.chunks[0]).decoder.register_forward_pre_hook(lambda *_: enabled.append(torch.is_grad_enabled()))
-    samples = random_samples(2)
-    plain, _ = policy.compute_log_probs(samples)
+    sequences = random_batch(2).sequences
+    plain, _ = policy.compute_log_probs(sequences)
     assert enabled == [False, False]
     enabled.clear()
     monkeypatch.setattr(policy, "_lacks_fp8_scales", True)
-    first, _ = policy.compute_log_probs(samples)
+    first, _ = policy.compute_log_probs(sequences)
     assert enabled == [True, True, False, False]
-    policy.compute_log_probs(samples)
+    policy.compute_log_probs(sequences)
     assert enabled[4:] == [False, False]
-    assert all((a == b).all() for a, b in zip(plain, first, strict=True))
+    assert (plain == first).all()

@@ -1,0 +1,141 @@
+"""The tensors of one micro-batch: tokens in their grid, and the rows that predict a response token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shape
+from sppo_megatron.batch.sequences import Sequences
+from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members
+from sppo_megatron.parallel import zigzag_indices
+
+
+@dataclass(slots=True, eq=False)
+class MicroBatch:
+    """One forward pass of one context-parallel rank. n = its response tokens that count, S = its sequences.
+
+    tokens, position_ids: int64 [b, s/cp]. padding: bool [b, s/cp], True for a token of no sequence.
+    cu_seqlens: int32 [segments + 1] of the whole sequence if packed, else None.
+    rows: int64 [n], places in the flattened [s/cp · b] hidden states of the tokens that predict a response token.
+    labels: int64 [n], the predicted tokens. token_index: int64 [n], their places in the batch's flat response tokens.
+    sequence_ids: int64 [n] in [0, S). old_log_probs, rollout_log_probs, ref_log_probs: float32 [n] in nats.
+    lengths: float32 [S], tokens that count of the whole sequence; response_lengths: the same on the host.
+    units: int64 [S], which unit of the micro-batch a sequence is of. columns: float32 [S] each, the batch's.
+    Every sequence is complete over the context-parallel ranks together.
+    """
+
+    tokens: Tensor
+    position_ids: Tensor
+    padding: Tensor
+    cu_seqlens: Tensor | None
+    max_seqlen: int
+    rows: Tensor
+    labels: Tensor
+    token_index: Tensor
+    sequence_ids: Tensor
+    old_log_probs: Tensor
+    rollout_log_probs: Tensor | None
+    ref_log_probs: Tensor | None
+    lengths: Tensor
+    response_lengths: list[int]
+    units: Tensor
+    columns: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """A copy whose tensors are on the device."""
+        if device.type == "cpu":
+            return self
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(column) for name, column in value.items()}
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return MicroBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+
+def collate(
+    batch: TrainingBatch, units: np.ndarray, layout: MicroBatchLayout, shape: tuple[int, int] | None = None
+) -> MicroBatch:
+    """The tensors of one micro-batch, units [U, W] of the batch, for this context-parallel rank.
+
+    shape: (b, s) at least `micro_batch_shape`; pipelines need the same one for all micro-batches of a step.
+    """
+    sequences, chosen = batch.sequences, members(units)
+    b, s = shape or micro_batch_shape(units, sequences.num_tokens, layout)
+    boundaries = _segment_boundaries(sequences, chosen, layout, s)
+    segments = np.diff(boundaries).tolist() if layout.packed else [s]
+    held = zigzag_indices(segments, layout.cp_size, layout.cp_rank).numpy()
+    grid = {
+        name: np.ascontiguousarray(values[:, held])
+        for name, values in _fill_grid(sequences, chosen, boundaries, layout, b, s).items()
+    }
+    by_row = {name: grid[name].T.reshape(-1) for name in ("token_index", "sequence")}  # hidden states are [s, b, h]
+    rows = np.flatnonzero(by_row["token_index"] >= 0)
+    index = by_row["token_index"][rows]
+    lengths = sequences.lengths[chosen]
+    has_rollout = batch.has_rollout is not None and len(chosen) > 0 and bool(batch.has_rollout[chosen].all())
+
+    def of_tokens(values: np.ndarray | None) -> Tensor | None:
+        return None if values is None else torch.from_numpy(values[index])
+
+    return MicroBatch(
+        tokens=torch.from_numpy(grid["token"]),
+        position_ids=torch.from_numpy(grid["position"]),
+        padding=torch.from_numpy(grid["padding"]),
+        cu_seqlens=torch.tensor(boundaries, dtype=torch.int32) if layout.packed else None,
+        max_seqlen=max(segments),
+        rows=torch.from_numpy(rows),
+        labels=torch.from_numpy(sequences.token_ids[index].astype(np.int64)),
+        token_index=torch.from_numpy(index),
+        sequence_ids=torch.from_numpy(by_row["sequence"][rows]),
+        old_log_probs=torch.from_numpy(batch.old_log_probs[index]),
+        rollout_log_probs=of_tokens(batch.rollout_log_probs) if has_rollout else None,
+        ref_log_probs=of_tokens(batch.ref_log_probs),
+        lengths=torch.tensor(lengths, dtype=torch.float32),
+        response_lengths=lengths.tolist(),
+        units=torch.from_numpy(np.nonzero(units != NOTHING)[0]),
+        columns={name: torch.from_numpy(values[chosen]) for name, values in batch.columns.items()},
+    )
+
+
+def _segment_boundaries(sequences: Sequences, chosen: np.ndarray, layout: MicroBatchLayout, total: int) -> np.ndarray:
+    """Where each sequence begins if packed; what remains of the total is one more segment, of padding."""
+    boundaries = np.zeros(len(chosen) + 1, np.int64)
+    np.cumsum(layout.padded_lengths(sequences.num_tokens[chosen]), out=boundaries[1:])
+    return boundaries if boundaries[-1] == total else np.append(boundaries, total)
+
+
+def _fill_grid(
+    sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout, b: int, s: int
+) -> dict[str, np.ndarray]:
+    """Each array is [b, s]; token_index is −1 where no response token that counts is predicted."""
+    grid: dict[str, np.ndarray] = {
+        "token": np.zeros((b, s), np.int64),
+        "position": np.zeros((b, s), np.int64),
+        "padding": np.ones((b, s), np.bool_),
+        "sequence": np.zeros((b, s), np.int64),
+        "token_index": np.full((b, s), -1, np.int64),
+    }
+    for number, place in enumerate(chosen.tolist()):
+        row, start = (0, int(boundaries[number])) if layout.packed else (number, 0)
+        prompt_place = sequences.prompt_of[place]
+        prompt = sequences.prompt_token_ids[slice(*sequences.prompt_offsets[prompt_place : prompt_place + 2])]
+        first, end = sequences.offsets[place : place + 2]
+        ids = np.concatenate([prompt, sequences.token_ids[first:end]])
+        fed = slice(start, start + len(ids) - 1)
+        grid["token"][row, fed] = ids[:-1]
+        grid["position"][row, fed] = np.arange(len(ids) - 1)
+        grid["padding"][row, fed] = False
+        predicts = slice(start + len(prompt) - 1, start + len(ids) - 1)
+        index = np.arange(first, end)
+        if sequences.loss_mask is not None:
+            index = np.where(sequences.loss_mask[first:end], index, -1)
+        grid["sequence"][row, predicts] = number
+        grid["token_index"][row, predicts] = index
+    return grid
