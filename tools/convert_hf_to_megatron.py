@@ -1,8 +1,8 @@
-"""See sppo_megatron.cli.convert_hf_to_megatron."""
+"""`sppo convert --to megatron`."""
 
 import sys
 
-from sppo_megatron.cli.convert_hf_to_megatron import main
+from sppo_megatron.cli.convert import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["--to", "megatron", *sys.argv[1:]]))

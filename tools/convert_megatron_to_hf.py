@@ -1,8 +1,8 @@
-"""See sppo_megatron.cli.convert_megatron_to_hf."""
+"""`sppo convert --to hf`."""
 
 import sys
 
-from sppo_megatron.cli.convert_megatron_to_hf import main
+from sppo_megatron.cli.convert import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["--to", "hf", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""See sppo_megatron.cli.verify."""
+"""`sppo verify`."""
 
 import sys
 

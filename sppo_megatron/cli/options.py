@@ -1,26 +1,19 @@
-"""What the checkpoint commands share: arguments, messages, the output folder and the progress bar."""
+"""What `sppo convert` and `sppo verify` share: arguments, how their errors end them, and the output folder."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from sppo_megatron.cluster.exit_codes import run_to_end
 from sppo_megatron.config import ModelConfig, ParallelismConfig
 from sppo_megatron.config.checks import check_layout, check_processes
-from sppo_megatron.data.atomic_file import atomic_folder
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.train.command import set_up_logging
 
-EXIT_DIFFERENT = 1
-EXIT_ERROR = 2
 SIDE_FOLDER = "hf"  # in a converted checkpoint: config, generation config and tokenizer
 
 
@@ -43,12 +36,12 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def config_of(megatron_path: Path, hf_path: str | None) -> str:
-    """The folder or hub id with the checkpoint's config. Raises ValueError that says what to give."""
+    """The folder or hub id with the checkpoint's config. Raises ConfigError that says what to give."""
     if hf_path is not None:
         return hf_path
     if (megatron_path / SIDE_FOLDER / "config.json").exists():
         return str(megatron_path / SIDE_FOLDER)
-    raise ValueError(f"{megatron_path} has no {SIDE_FOLDER}/config.json: give --hf-path, the model it started from")
+    raise ConfigError(f"{megatron_path} has no {SIDE_FOLDER}/config.json: give --hf-path, the model it started from")
 
 
 def parallelism_of(options: argparse.Namespace) -> ParallelismConfig:
@@ -64,7 +57,7 @@ def parallelism_of(options: argparse.Namespace) -> ParallelismConfig:
 
 
 def check_target(parallelism: ParallelismConfig, layout_sizes: dict, world_size: int | None = None) -> None:
-    """Raises ConfigError where the model can't be cut so, on world_size processes (None: as many as that takes)."""
+    """Raises ConfigError if the model can't be cut so, on world_size processes (None: as many as that takes)."""
     p = parallelism
     sizes = (p.tensor_model_parallel_size, p.pipeline_model_parallel_size, p.expert_model_parallel_size)
     if min(sizes) < 1:
@@ -76,35 +69,17 @@ def check_target(parallelism: ParallelismConfig, layout_sizes: dict, world_size:
     check_layout(parallelism, **layout_sizes)
 
 
-def run_command(run: Callable[[], int]) -> int:
-    """The exit code: run's, or EXIT_ERROR with one message on standard error."""
-    # Conversion is exact and needs no GPU, and Megatron-Core runs on CPU where it sees none.
+def run_on_cpu(what: str, run: Callable[[], int]) -> int:
+    """The exit code of `run`; an error that the user can mend is one message.
+
+    Conversion is exact and needs no GPU, and Megatron-Core runs on CPU if it sees none.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    warnings.filterwarnings("ignore", module=r"(megatron|torch)\..*")
-    try:
-        return run()
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_ERROR
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """As `atomic_folder`. Raises FileExistsError if the folder exists and may not be overwritten."""
-    check_absent(folder, overwrite)
-    with atomic_folder(folder) as partial:
-        yield partial
+    set_up_logging(int(os.environ.get("RANK", "0")))
+    return run_to_end(what, run)
 
 
 def check_absent(folder: Path, overwrite: bool) -> None:
+    """Raises ConfigError if the folder exists and may not be overwritten."""
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"{folder} exists: give another --output, or --overwrite to replace it")
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error; the block calls what it gets once for each of `total` things done."""
-    columns = (TextColumn(what), BarColumn(bar_width=32), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda: bar.advance(task)
+        raise ConfigError(f"{folder} exists: give another --output, or --overwrite to replace it")

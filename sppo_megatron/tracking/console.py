@@ -1,8 +1,10 @@
-"""What the user sees: one progress bar, over the iterations of a run for example, and a summary at the end."""
+"""What the user sees: a progress bar, over the iterations of a run for example, and a summary at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -72,6 +74,14 @@ class ProgressDisplay:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+@contextlib.contextmanager
+def counting(unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error if that is a terminal, else nothing. The block calls what it gets once per unit done."""
+    console, done = rich.console.Console(stderr=True), itertools.count(1)
+    with ProgressDisplay(total, enabled=console.is_terminal, console=console, unit=unit) as display:
+        yield lambda: display.update(next(done), {})
 
 
 def print_summary(

@@ -1,4 +1,4 @@
-"""The benchmark tools run, on one rank and on two, and write what their README says."""
+"""The benchmarks run, on one rank and on two, and write what tools/README.md says."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LOG_PROBS = ["tools/benchmark_log_probs.py", "--tokens", "64", "--vocab", "512", "--hidden", "64", "--rounds", "1"]
+LOG_PROBS = ["sppo_benchmarks.log_probs", "--tokens", "64", "--vocab", "512", "--hidden", "64", "--rounds", "1"]
 STEP = [
-    *("tools/benchmark_train_step.py", "--hidden", "128", "--layers", "2", "--vocab", "512", "--tokens", "64"),
+    *("sppo_benchmarks.train_step", "--hidden", "128", "--layers", "2", "--vocab", "512", "--tokens", "64"),
     *("--sequence-length", "16", "--rounds", "1"),
 ]
 
@@ -21,9 +21,9 @@ STEP = [
 def run(arguments: list[str], ranks: int, path: Path) -> dict:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
-        [sys.executable, *launcher, *arguments, "--json", str(path)],
+        [sys.executable, *launcher, "-m", *arguments, "--json", str(path)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])},
         capture_output=True,
         text=True,
         timeout=300,

@@ -87,17 +87,23 @@ def violations(module: str, imported: set[str]) -> list[str]:
     return problems
 
 
-def modules() -> dict[str, Path]:
-    paths = sorted(ROOT.rglob("*.py"))
-    names = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in paths}
+def modules(root: Path) -> dict[str, Path]:
+    paths = sorted(root.rglob("*.py"))
+    names = {".".join(path.relative_to(root.parent).with_suffix("").parts): path for path in paths}
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
-MODULES = modules()
-IMPORTS = {
-    name: imports_of(name, path.read_text(encoding="utf-8"), path.name == "__init__.py")
-    for name, path in MODULES.items()
-}
+def imports_of_all(modules: dict[str, Path]) -> dict[str, set[str]]:
+    return {
+        name: imports_of(name, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+        for name, path in modules.items()
+    }
+
+
+MODULES = modules(ROOT)
+IMPORTS = imports_of_all(MODULES)
+# Packages of their own above all rooms.
+TOOLS = {path.parent.name: path.parent for path in sorted((ROOT.parent / "tools").glob("*/__init__.py"))}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != PACKAGE])
@@ -107,6 +113,20 @@ def test_imports_go_down(module):
 
 def test_the_package_itself_imports_the_objective_alone():
     assert {room_of(name) for name in IMPORTS[PACKAGE]} - {None} == {"objective"}
+
+
+def test_no_room_imports_a_tool():
+    assert len(TOOLS) == 4
+    found = {module: {name.partition(".")[0] for name in names} & TOOLS.keys() for module, names in IMPORTS.items()}
+    assert not {module: names for module, names in found.items() if names}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_imports_no_other_tool_and_no_megatron(tool):
+    """Benchmarks measure Megatron-Core itself."""
+    forbidden = TOOLS.keys() - {tool} | (set() if tool == "sppo_benchmarks" else {"megatron", "vllm"})
+    for module, names in imports_of_all(modules(TOOLS[tool])).items():
+        assert not {name.partition(".")[0] for name in names} & forbidden, module
 
 
 def test_no_cycles_between_rooms():

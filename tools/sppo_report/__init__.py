@@ -1,1 +1,1 @@
-"""The report: one HTML page from the output folders of runs. Reads files alone; needs neither torch nor Megatron."""
+"""The report: one HTML page from the output folders of runs. It reads files alone and needs no Megatron-Core."""

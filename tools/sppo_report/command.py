@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppo_megatron.data.atomic_file import write_atomically
+from sppo_megatron.tracking.console import counting
 from sppo_report.page import build_page
 from sppo_report.report_data import build_report
 from sppo_report.run_folder import Run, names_of, read_run
@@ -44,20 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write_report(options: argparse.Namespace) -> None:
     runs = [read_run(folder, name) for folder, name in zip(options.runs, names_of(options.runs), strict=True)]
     limits = SampleLimits(options.iterations, options.samples, options.tokens)
-    data = build_report(runs, limits, tokenizer=options.tokenizer, advance=_show_progress)
-    _show_progress("")
+    with counting("rollout file", sum(min(limits.iterations, len(run.rollout_files)) for run in runs)) as advance:
+        data = build_report(runs, limits, tokenizer=options.tokenizer, advance=advance)
     output = options.output or options.runs[0] / "report.html"
     page = build_page(data)
     write_atomically(output, page)
     for run, shown in zip(runs, data["runs"], strict=True):
         _print_run(run, shown)
     print(f"wrote {output}: {_size(len(page))}")
-
-
-def _show_progress(what: str) -> None:
-    """One line on a terminal, each over the one before."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
 
 
 def _print_run(run: Run, shown: dict) -> None:

@@ -21,11 +21,11 @@ def build_report(
     limits: SampleLimits,
     *,
     tokenizer: Path | None = None,
-    advance: Callable[[str], None] = lambda name: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """JSON of the whole report. tokenizer: a folder, None for the runs' own. advance: told what has been read.
+    """JSON of the whole report. tokenizer: a folder, None for the runs' own. advance: called after each rollout file.
 
-    Raises FileNotFoundError where the tokenizer's folder has none, and ValueError where it can't be read.
+    Raises FileNotFoundError if the tokenizer's folder has none, and ValueError if it can't be read.
     """
     found = [_run(run, limits, tokenizer, advance) for run in runs]
     logged = {name for run in found for name in run["curves"]}
@@ -37,15 +37,15 @@ def build_report(
     }
 
 
-def _run(run: Run, limits: SampleLimits, tokenizer: Path | None, advance: Callable[[str], None]) -> dict[str, Any]:
+def _run(run: Run, limits: SampleLimits, tokenizer: Path | None, advance: Callable[[], None]) -> dict[str, Any]:
     by_metric = curves(run)
-    if set(by_metric.get("win_rate_mean", Curve()).values) == {0.5}:  # what is logged where there are no win rates
+    if set(by_metric.get("win_rate_mean", Curve()).values) == {0.5}:  # what is logged without win rates
         del by_metric["win_rate_mean"]
     path = find_tokenizer(run, tokenizer)
     iterations = []
     for iteration in shown_iterations(run, limits, None if path is None else TokenTexts(path)):
         iterations.append(iteration)
-        advance(f"{run.name}: {iteration['file']}")
+        advance()
     if iterations and path is None:
         run.problems.append("no tokenizer.json beside the run: responses are shown by token ids; give --tokenizer")
     return {

@@ -101,11 +101,11 @@ def test_training_equals_the_plain_definition(case: Case, done: Path) -> None:
 def test_the_converters(done: Path) -> None:
     """To Megatron and back, and from the checkpoint of a training run; tables are for our own families."""
     start, (checkpoint,) = done / "gemma", (done / "out" / "gemma-tp2" / "checkpoints").glob("step_*/megatron")
-    to = ["convert_hf_to_megatron", "--hf-path", start, "--output", done / "megatron"]
+    to = ["convert", "--to", "megatron", "--hf-path", start, "--output", done / "megatron"]
     command_lines = {
         "there": to,
-        "back": ["convert_megatron_to_hf", "--megatron-path", done / "megatron", "--output", done / "back"],
-        "trained": ["convert_megatron_to_hf", "--megatron-path", checkpoint, "--hf-path", start,
+        "back": ["convert", "--to", "hf", "--megatron-path", done / "megatron", "--output", done / "back"],
+        "trained": ["convert", "--to", "hf", "--megatron-path", checkpoint, "--hf-path", start,
                     "--output", done / "trained"],
         "table": [*to, "--overwrite", "--dry-run"],
     }  # fmt: skip

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from sppo_megatron.cli import convert_hf_to_megatron, convert_megatron_to_hf
+from sppo_megatron.cli.convert import main as convert_weights
 from sppo_megatron.hf.architecture import read_architecture
 from sppo_megatron.hf.hf_model import open_weights
 from sppo_megatron.hf.load import load_parameters
@@ -71,9 +71,9 @@ def convert(folder: Path, results: dict[str, int]) -> None:
     hf, megatron, back = (str(folder / name) for name in ("hf", "megatron", "back"))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         with growth(results, "to_megatron"):
-            assert convert_hf_to_megatron.main(["--hf-path", hf, "--output", megatron]) == 0
+            assert convert_weights(["--to", "megatron", "--hf-path", hf, "--output", megatron]) == 0
         with growth(results, "to_hf"):
-            assert convert_megatron_to_hf.main(["--megatron-path", megatron, "--output", back]) == 0
+            assert convert_weights(["--to", "hf", "--megatron-path", megatron, "--output", back]) == 0
 
 
 def load(folder: Path, config: LlamaConfig, results: dict[str, int]) -> None:

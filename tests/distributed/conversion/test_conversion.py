@@ -43,9 +43,9 @@ def command_lines(folder: Path) -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {}
     for kind in MODELS:
         to = ["--hf-path", hf / kind, "--output", megatron / kind]
-        lines[f"to-megatron {kind}"] = ["convert_hf_to_megatron", *to, *layout]
+        lines[f"to-megatron {kind}"] = ["convert", "--to", "megatron", *to, *layout]
         lines[f"to-hf {kind}"] = [
-            "convert_megatron_to_hf", "--megatron-path", megatron / kind, "--output", back / kind,
+            "convert", "--to", "hf", "--megatron-path", megatron / kind, "--output", back / kind,
         ]  # fmt: skip
         lines[f"verify {kind}"] = ["verify", "--hf-path", hf / kind, "--megatron-path", megatron / kind]
     for kind in MIXTURES:
@@ -59,19 +59,19 @@ def command_lines(folder: Path) -> dict[str, list[str]]:
             "--skip-logits",
         ]
     lines |= {
-        "dry run": ["convert_hf_to_megatron", "--hf-path", hf / "mixtral", "--output", folder / "nothing", "--dry-run",
-                    *layout, *stages, "--expert-model-parallel-size", "2"],
-        "exists": ["convert_hf_to_megatron", "--hf-path", hf / "qwen3", "--output", megatron / "qwen3", *layout],
-        "overwrite": ["convert_hf_to_megatron", "--hf-path", hf / "qwen3", "--output", megatron / "qwen3",
+        "dry run": ["convert", "--to", "megatron", "--hf-path", hf / "mixtral", "--output", folder / "nothing",
+                    "--dry-run", *layout, *stages, "--expert-model-parallel-size", "2"],
+        "exists": ["convert", "--to", "megatron", "--hf-path", hf / "qwen3", "--output", megatron / "qwen3", *layout],
+        "overwrite": ["convert", "--to", "megatron", "--hf-path", hf / "qwen3", "--output", megatron / "qwen3",
                       "--overwrite", *layout],
         "altered": ["verify", "--hf-path", hf / "altered", "--megatron-path", megatron / "qwen3"],
         "tolerance": ["verify", "--hf-path", hf / "qwen3", "--megatron-path", megatron / "qwen3",
                       "--tolerance", "0", "--token-ids", "3,1,4,1,5,9,2,6"],
-        "other model": ["convert_megatron_to_hf", "--megatron-path", megatron / "qwen2-tied", "--hf-path", hf / "qwen3",
+        "other model": ["convert", "--to", "hf", "--megatron-path", megatron / "qwen2-tied", "--hf-path", hf / "qwen3",
                         "--output", folder / "nothing"],
-        "no checkpoint": ["convert_megatron_to_hf", "--megatron-path", hf / "qwen3", "--hf-path", hf / "qwen3",
+        "no checkpoint": ["convert", "--to", "hf", "--megatron-path", hf / "qwen3", "--hf-path", hf / "qwen3",
                           "--output", folder / "nothing"],
-        "bad layout": ["convert_hf_to_megatron", "--hf-path", hf / "mixtral", "--output", folder / "nothing",
+        "bad layout": ["convert", "--to", "megatron", "--hf-path", hf / "mixtral", "--output", folder / "nothing",
                        "--expert-model-parallel-size", "3"],
     }  # fmt: skip
     return {name: [str(part) for part in line] for name, line in lines.items()}

@@ -44,7 +44,7 @@ def assert_checkpoints_convert(folder: Path, outputs: Mapping[str, Path], models
     for name, output in outputs.items():
         (checkpoint,) = (output / "checkpoints").glob("step_*/megatron")
         source = ["--megatron-path", checkpoint, "--hf-path", models[name]]
-        command_lines[name] = ["convert_megatron_to_hf", *source, "--output", folder / "converted" / name]
+        command_lines[name] = ["convert", "--to", "hf", *source, "--output", folder / "converted" / name]
     results = run_command_lines(folder, command_lines)
     for name, output in outputs.items():
         assert results[name][0] == 0, results[name]

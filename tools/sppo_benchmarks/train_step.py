@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """A whole training step on Megatron-Core, with our LM heads and with Megatron's own head and cross entropy.
 
-    python tools/benchmark_train_step.py --hidden 256 --layers 4 --vocab 32768
-    torchrun --nproc-per-node 2 tools/benchmark_train_step.py --sequence-parallel      # tensor parallel over the ranks
+    python -m sppo_benchmarks.train_step --hidden 256 --layers 4 --vocab 32768
+    torchrun --nproc-per-node 2 -m sppo_benchmarks.train_step --sequence-parallel      # tensor parallel over the ranks
 
 Forward and backward of all micro-batches, gradient reduction, optimizer; random weights and responses.
 """
@@ -21,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import Qwen2Config
 
-from benchmarking import CLOCKS, machine, measure, print_table, write_json
+from sppo_benchmarks.measuring import CLOCKS, machine, measure, print_table, write_json
 from sppo_megatron.batch.collate import MicroBatch
 from sppo_megatron.batch.sequences import Sequences, make_sequences
 from sppo_megatron.batch.training_batch import TrainingBatch, regression_columns, single_units

@@ -1,10 +1,9 @@
-#!/usr/bin/env python
 """Log-probs from hidden states and LM head, forward and backward, side by side with what else computes them.
 
-    python tools/benchmark_log_probs.py --hidden 512 1024 --dtype fp32 bf16 --json out.json
-    torchrun --nproc-per-node 2 tools/benchmark_log_probs.py            # tensor parallel over the ranks
+    python -m sppo_benchmarks.log_probs --hidden 512 1024 --dtype fp32 bf16 --json out.json
+    torchrun --nproc-per-node 2 -m sppo_benchmarks.log_probs            # tensor parallel over the ranks
 
-How to read the table: README.md in this folder.
+How to read the table: tools/README.md.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarking import CLOCKS, MIB, machine, measure, print_table, write_json
+from sppo_benchmarks.measuring import CLOCKS, MIB, machine, measure, print_table, write_json
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.parallel import linear_sppo_loss, vocab_parallel_linear_log_probs
 from sppo_megatron.policy.initialize import initialize_distributed, initialize_model_parallel, local_device
@@ -59,7 +58,7 @@ class Problem:
         return cls(hidden.requires_grad_(), weight.clone().requires_grad_(), targets.to(device), tp, args.sequences)
 
     def part(self, share: float) -> Problem:
-        """The first tokens only, as where the others are masked."""
+        """The first tokens only, as if the others were masked."""
         count = int(self.hidden.shape[0] * share)
         hidden = self.hidden.detach()[:count].clone().requires_grad_()
         return Problem(hidden, self.weight, self.targets[:count], self.tp_group, self.num_sequences)

@@ -1,8 +1,7 @@
-#!/usr/bin/env python
 """Where an iteration's time goes with each rollout engine: the real command, run once for each, side by side.
 
-    python tools/benchmark_rollouts.py --ranks 2 experiment=demo parallelism.tensor_model_parallel_size=2
-    python tools/benchmark_rollouts.py --server http://127.0.0.1:8100 ...      # with a server of `sppo serve`
+    python -m sppo_benchmarks.rollouts --ranks 2 experiment=demo parallelism.tensor_model_parallel_size=2
+    python -m sppo_benchmarks.rollouts --server http://127.0.0.1:8100 ...      # with a server of `sppo serve`
 
 What follows the options are Hydra overrides of `sppo_megatron.train`. Figures are medians over the iterations after the
 first. Engines take turns (`--rounds`), so that a noisy machine disturbs all of them alike.
@@ -11,7 +10,6 @@ first. Engines take turns (`--rounds`), so that a noisy machine disturbs all of 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -21,7 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarking import machine, print_table, write_json
+from sppo_benchmarks.measuring import machine, print_table, write_json
+from sppo_megatron.tracking.metrics_file import read_metrics
 
 STAGES = ("sync", "rollout", "reward", "log_probs", "train")
 
@@ -33,9 +32,8 @@ def run(engine: str, options: argparse.Namespace, output: Path) -> list[dict[str
     servers = [f"rollout.server.urls=[{','.join(options.server)}]"] if engine == "vllm_server" else []
     own = [f"rollout.engine={engine}", f"train.iterations={options.iterations}", f"output_dir={output}"]
     subprocess.run([*command, *own, *servers, "logger.progress=false"], check=True, stdout=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     iterations: dict[int, list[dict[str, float]]] = {}
-    for line in lines:
+    for line in read_metrics(output / "metrics.jsonl"):
         if "step" in line:
             iterations.setdefault(line["iteration"], []).append(line)
     return [figures(steps) for index, steps in iterations.items() if index > 0]

@@ -1,0 +1,123 @@
+"""Both directions of `sppo convert`. What it imports is heavy: sppo_megatron.cli.convert is the command.
+
+One tensor is in memory at a time if the family is one of ours, the whole model if megatron-bridge maps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sppo_megatron.cli.options import SIDE_FOLDER, check_target, config_of, parallelism_of
+from sppo_megatron.cli.tables import print_rows
+from sppo_megatron.cluster.consensus import agreed
+from sppo_megatron.config import ParallelismConfig
+from sppo_megatron.data.atomic_file import atomic_folder
+from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
+from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
+from sppo_megatron.hf.inventory import tensor_rows
+from sppo_megatron.hf.load import check_names_and_shapes
+from sppo_megatron.hf.mapping import parameter_layouts
+from sppo_megatron.hf.save import save_hf_folder
+from sppo_megatron.policy.checkpoint.weights import StoredWeights, write_weights
+from sppo_megatron.policy.checkpoint.weights_table import WeightsTable
+from sppo_megatron.policy.initialize import initialize_distributed
+from sppo_megatron.tracking.console import counting
+
+TIMEOUT_MINUTES = 5
+
+
+def to_megatron(options: argparse.Namespace) -> None:
+    """Raises ConfigError if the model can't be read, is of no known family, or can't be cut into the given layout."""
+    model = agreed(lambda: open_hf_model(options.hf_path))
+    if not model.is_mapped and not options.dry_run:
+        return _to_megatron_by_bridge(options, model)
+    parallelism, architecture = parallelism_of(options), agreed(lambda: model.architecture)
+    check_target(parallelism, architecture.layout_sizes())
+    padded = architecture.padded_vocab_size(
+        options.make_vocab_size_divisible_by, parallelism.tensor_model_parallel_size
+    )
+    layouts = parameter_layouts(architecture, padded)
+    tensors = agreed(lambda: open_weights(model.folder, architecture.family))
+    agreed(lambda: check_names_and_shapes(layouts, tensors.shapes()))
+    if options.dry_run:
+        return print_rows(tensor_rows(architecture, layouts, parallelism))
+    table = WeightsTable(architecture, padded)
+    sources = {name: [tensors.source(hf_name) for hf_name in layouts[name].hf_names] for name in table.names()}
+    dtypes = {name: reduce(torch.promote_types, (part[0:0].dtype for part in parts)) for name, parts in sources.items()}
+    initialize_distributed(TIMEOUT_MINUTES)
+    with (
+        atomic_folder(options.output) as partial,
+        counting("parameter", len(sources)) as advance,
+    ):
+
+        def make(name: str) -> Tensor:
+            advance()
+            return layouts[name].shard(sources[name], 0, 1)
+
+        write_weights(partial, table, make, dtypes)
+        model.save_side_files(partial / SIDE_FOLDER)
+    print(f"wrote {options.output}: {len(layouts)} parameters, the vocabulary padded to {padded}")
+    return None
+
+
+def to_hf(options: argparse.Namespace) -> None:
+    """Raises ConfigError if there is no such checkpoint, or it holds another model."""
+    model = agreed(lambda: open_hf_model(config_of(options.megatron_path, options.hf_path)))
+    if not model.is_mapped and not options.dry_run:
+        return _to_hf_by_bridge(options, model)
+    architecture = agreed(lambda: model.architecture)
+    layouts = parameter_layouts(architecture, architecture.vocab_size)
+    table = WeightsTable(architecture, architecture.vocab_size)
+    initialize_distributed(TIMEOUT_MINUTES)
+    stored = agreed(lambda: StoredWeights(options.megatron_path, table))
+    if options.dry_run:
+        return print_rows(tensor_rows(architecture, layouts, ParallelismConfig()))
+    with counting("parameter", len(layouts)) as advance:
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            for name, layout in layouts.items():
+                yield from zip(layout.hf_names, layout.unshard([stored.read(name)]), strict=True)
+                advance()
+
+        _save(options.output, tensors(), model)
+    print(f"wrote {options.output}: {len(layouts)} parameters")
+    return None
+
+
+def _save(output: Path, tensors: Iterator[tuple[str, Tensor]], model: HFModel) -> None:
+    """Writes beside the folder and renames."""
+    save_hf_folder(output, tensors, model.hf_config, model.tokenizer, model.generation_config)
+
+
+# ---------------------------------------------------------------------------------------------- by megatron-bridge
+
+
+def _to_megatron_by_bridge(options: argparse.Namespace, model: HFModel) -> None:
+    from sppo_megatron.policy.model.bridge import BridgeModel
+    from sppo_megatron.policy.model.whole import store_model
+
+    source = agreed(lambda: BridgeModel(model.folder, model.hf_config))
+    check_target(parallelism_of(options), source.layout_sizes())
+    tensors = agreed(lambda: SafetensorsFolder(model.folder))
+    dtype = reduce(torch.promote_types, (tensors.source(name)[0:0].dtype for name in tensors.shapes()))
+    initialize_distributed(TIMEOUT_MINUTES)
+    with atomic_folder(options.output) as partial:
+        store_model(source, partial, dtype)
+        model.save_side_files(partial / SIDE_FOLDER)
+    print(f"wrote {options.output} by megatron-bridge")
+
+
+def _to_hf_by_bridge(options: argparse.Namespace, model: HFModel) -> None:
+    from sppo_megatron.policy.model.bridge import BridgeModel
+    from sppo_megatron.policy.model.whole import read_model
+
+    source = agreed(lambda: BridgeModel(model.folder, model.hf_config))
+    initialize_distributed(TIMEOUT_MINUTES)
+    _save(options.output, agreed(lambda: read_model(source, options.megatron_path)), model)
+    print(f"wrote {options.output} by megatron-bridge")
