@@ -60,7 +60,7 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup .bridge/.setup .transformer_engine/.setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# What a GPU must show, on a machine with one; FP8 only where Transformer Engine is installed.
+# What a GPU must show, on a machine with one; FP8 only if Transformer Engine is installed.
 test-gpu: $(VENV)/.setup-test
 	$(BIN)/python -m pytest tests/gpu tests/unit/parallel/kernels -rs --junit-xml=outputs/gpu.xml
 
@@ -76,7 +76,7 @@ test-kills: $(VENV)/.setup-test
 test-nash: $(VENV)/.setup-test
 	SPPO_NASH_LONG=1 $(BIN)/python -m pytest tests/integration/test_nash.py -s --timeout 3600
 
-# The report in a real browser, which Debian's package manager installs where there is none (as root).
+# The report in a real browser, which Debian's package manager installs if there is none (as root).
 test-report: $(VENV)/.setup-test
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	$(BIN)/python -m pytest tests/unit/tools/report tests/integration/test_report.py -rs

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Starts a vLLM server on CPU as the judge and waits until it answers; ends it with the script that sources this file.
-# usage: . serve_judge.sh MODEL_FOLDER PORT LOG; sets JUDGE_URL. Where JUDGE_URL is set already, nothing is started.
+# usage: . serve_judge.sh MODEL_FOLDER PORT LOG; sets JUDGE_URL. If JUDGE_URL is already set, nothing is started.
 # The Python to use is in $python.
 : "${python:=python}"
 if [ -z "${JUDGE_URL:-}" ]; then

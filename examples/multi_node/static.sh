@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several nodes with fixed ranks. On node 0, 1, 2, ... the same command with its own number:
 #   NODE_RANK=0 MASTER_ADDR=address-of-node-0 examples/multi_node/static.sh DATA [OVERRIDES...]
-# DATA and output_dir lie on storage that every node sees. Where a node is lost for good, start all of them again:
+# DATA and output_dir lie on storage that every node sees. If a node is lost for good, start all of them again:
 # they continue from the latest checkpoint.
 set -euo pipefail
 

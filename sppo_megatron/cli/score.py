@@ -3,7 +3,7 @@
     python -m sppo_megatron.cli.score reward=judge 'reward.judge.urls=[http://127.0.0.1:8200]' \\
         --input rollouts.jsonl --output scored.jsonl
 
-It takes the overrides of sppo_megatron.train and reads those of the reward, and model.hf_path where the file has token
+It takes the overrides of sppo_megatron.train and reads those of the reward, and model.hf_path if the file has token
 ids without texts. The same command continues where it was killed, at the last batch that is whole.
 """
 

@@ -2,7 +2,7 @@
 
     sppo serve --model Qwen/Qwen2.5-1.5B-Instruct --num-servers 2 --tensor-parallel-size 1 --dtype bfloat16
 
-prints what to give to the trainer once the servers answer, and ends them all on Ctrl-C. Where one ends by itself, the
+prints what to give to the trainer once the servers answer, and ends them all on Ctrl-C. If one ends by itself, the
 others go on. More arguments for vLLM follow after --.
 
 The control endpoints, with which the trainer brings its weights, know no API key: keep the servers on loopback or in a
@@ -31,7 +31,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until told to stop; returns 0, or 1 where no server came up or none is left."""
+    """Serves until told to stop; returns 0, or 1 if no server came up or none is left."""
     options = _parse(arguments)
     console = Console(stderr=True)
     if importlib.util.find_spec("vllm") is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class MetricsFile:
         """
         self._file.close()
         with open(self.path, encoding="utf-8", errors="replace") as old, atomic_file(self.path) as new:
-            new.writelines(line.rstrip("\n").encode() + b"\n" for line in old if _step_of(line) <= step)
+            new.writelines(line.rstrip("\n").encode() + b"\n" for line in old if _step_of(_object(line)) <= step)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def close(self) -> None:
@@ -48,8 +48,18 @@ class MetricsFile:
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """All lines of a metrics.jsonl, in order. A torn last line is left out."""
+    return [values for _, values in read_objects(path) if values is not None and _step_of(values) < math.inf]
+
+
+def read_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """(line number from 1, object) for every line that isn't blank; None for one that is not a whole JSON object.
+
+    Lines are read one at a time, so the file may be larger than memory.
+    """
     with open(path, encoding="utf-8", errors="replace") as lines:
-        return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, _object(line)
 
 
 def to_plain(value: Any) -> Any:
@@ -65,10 +75,15 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def _step_of(line: str) -> float:
-    """The line's step, or infinity where it is not a whole line."""
+def _object(line: str) -> dict[str, Any] | None:
     try:
         values = json.loads(line)
-        return float(values["step"] if "step" in values else values["eval_step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _step_of(values: Mapping[str, Any] | None) -> float:
+    """The line's step, infinity if it has none."""
+    step = None if values is None else values.get("step", values.get("eval_step"))
+    return math.inf if type(step) is not int else step

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases where configured."""
+"""Where metrics go: metrics.jsonl always, TensorBoard and Weights & Biases if configured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Tracker:
     resume_step: the optimizer step of the checkpoint continued from. What was logged after it is dropped and logged
     again, so metrics.jsonl holds every step once. None is a fresh run: an older run's lines in output_dir are dropped.
     run_config: the resolved configuration, shown by W&B.
-    Raises ImportError, naming what to install, where a configured package is missing.
+    Raises ImportError, naming what to install, if a configured package is missing.
     """
 
     def __init__(

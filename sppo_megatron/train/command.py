@@ -1,4 +1,4 @@
-"""The command: `torchrun ... -m sppo_megatron.train [overrides]`, for one process `python -m sppo_megatron.train`.
+"""sppo train: online SPPO on Megatron-Core; on many ranks `torchrun ... -m sppo_megatron.train`.
 
 A configuration that can't run ends with exit code 2 and one message from rank 0, before anything expensive: that is
 why the heavy parts are imported inside `run`.
@@ -105,7 +105,7 @@ def set_up_logging(rank: int) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     groups = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
     parser = argparse.ArgumentParser(
-        prog="sppo_megatron.train",
+        prog="sppo train",
         description="Online SPPO on Megatron-Core.",
         epilog=f"Config groups: {', '.join(groups)}. Every key: sppo_megatron/config, or --cfg to print them.",
     )

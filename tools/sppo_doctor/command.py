@@ -1,10 +1,10 @@
-"""Says what works on this machine and what doesn't: versions, GPUs, fused kernels, and what a configuration needs.
+"""sppo doctor: what works on this machine and what doesn't: versions, GPUs, fused kernels, a configuration's needs.
 
     sppo doctor                                      this machine
     sppo doctor experiment=demo precision=mxfp8      ... and whether it can do what these overrides ask for
     torchrun ... -m sppo_doctor.command --distributed      the ranks of a job, on one or many nodes
 
-Ends with 0, or with 1 where something can't work.
+Exit code 0, or 1 if something can't work.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "problem"
 class Finding:
     """status: ok | note (as it is, no worse) | warning (works, slower or not for long) | problem (does not work).
 
-    fix: what to do, where there is something.
+    fix: what to do, if anything.
     """
 
     area: str
@@ -23,5 +23,5 @@ class Finding:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """1 where anything is a problem, else 0."""
+    """1 if anything is a problem, else 0."""
     return int(any(finding.status == PROBLEM for finding in findings))

@@ -25,7 +25,7 @@ IMPORT_TIMEOUT = 300.0  # seconds: a cold network file system is slow
 class Package:
     """distributions: the names it is installed under, the first that is found. module: what is imported to try it.
 
-    use: what is lost without it. needed: always, with_cuda, or never (it is only used where asked for).
+    use: what is lost without it. needed: always, with_cuda, or never (it is used only if asked for).
     """
 
     name: str
@@ -138,7 +138,7 @@ def _top(module: str) -> str:
 
 
 def import_error(module: str) -> str | None:
-    """The last line of what importing it ends with, None where it ends well. A crash ends another process."""
+    """The last line of what importing it ends with, None if it ends well. A crash ends another process."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", f"import {module}"], capture_output=True, text=True, timeout=IMPORT_TIMEOUT
@@ -167,5 +167,5 @@ def check_apex() -> Finding:
         "apex",
         WARNING,
         "this is not NVIDIA's apex: PyPI's package of that name is a web toolkit. Nothing uses it",
-        f"pip uninstall apex; where NVIDIA's is wanted, {fix}",
+        f"pip uninstall apex; if you want NVIDIA's, {fix}",
     )

@@ -60,7 +60,7 @@ def examine_ranks(
 ) -> list[RankReport]:
     """The report of each rank, in order, the same on every rank. Collective.
 
-    group: what is tested. control: the same ranks on gloo, for barriers and reports alone. Raises RuntimeError where a
+    group: what is tested. control: the same ranks on gloo, for barriers and reports alone. Raises RuntimeError if a
     rank doesn't come to a barrier within timeout_s seconds, on the first rank with its name.
     """
 

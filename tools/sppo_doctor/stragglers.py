@@ -50,7 +50,7 @@ def slow_pairs(links: Mapping[Pair, Link], hosts: Sequence[str], slow: Mapping[i
 
 
 def _alike(links: Mapping[Pair, Link], hosts: Sequence[str]) -> Iterator[dict[Pair, Link]]:
-    """The links within hosts and those between hosts, where there are any."""
+    """The links within hosts and those between hosts, if there are any."""
     for within in (True, False):
         alike = {pair: link for pair, link in links.items() if (hosts[pair[0]] == hosts[pair[1]]) == within}
         if alike:

@@ -10,7 +10,7 @@ Factors = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True)
 class Term:
-    """A product, divided where there are divisors. factors, divisors: (number, what it counts), in printing order."""
+    """A product, divided by the divisors, if any. factors, divisors: (number, what it counts), in printing order."""
 
     what: str
     factors: Factors
@@ -18,7 +18,7 @@ class Term:
 
     @property
     def value(self) -> float:
-        """An integer where all factors are and nothing divides."""
+        """An integer if all factors are and nothing divides."""
         product = math.prod(number for number, _ in self.factors)
         return product / math.prod(number for number, _ in self.divisors) if self.divisors else product
 

@@ -1,4 +1,4 @@
-"""The machines a run is planned for, and what is assumed of them where nothing was measured."""
+"""The machines a run is planned for, and what is assumed of them if nothing was measured."""
 
 from __future__ import annotations
 
@@ -61,6 +61,6 @@ class Assumptions:
     mfu: float = _assume(0.45, "share of the peak FLOP/s that training reaches, communication and bubbles aside")
     bandwidth_efficiency: float = _assume(0.7, "share of the nominal bandwidths, of memory and of links")
     mean_length: float = _assume(0.5, "mean length of responses, as a share of the longest")
-    prompt_length: int = _assume(1024, "tokens of the longest prompt where data.max_prompt_length is null")
+    prompt_length: int = _assume(1024, "tokens of the longest prompt if data.max_prompt_length is null")
     expert_imbalance: float = _assume(1.2, "tokens of the busiest expert-parallel rank over the mean")
     reserve_gib: float = _assume(6.0, "GiB a GPU for the CUDA context, NCCL, workspaces and fragmentation")

@@ -1,4 +1,4 @@
-"""Parallel layouts of a model on a cluster, with memory, communication and time, best first; nothing is built.
+"""sppo plan: parallel layouts of a model on a cluster, with memory, communication and time; nothing is built.
 
 With --check, whether one configuration fits: exit code 0 or 1, with the keys to change.
 """
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from sppo_megatron.cluster.exit_codes import run_to_end
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
@@ -25,17 +26,12 @@ from sppo_planner.search import find_problems, plan, search
 from sppo_planner.shipped_shapes import find_architecture, shipped_models
 
 EXIT_DOES_NOT_FIT = 1
-EXIT_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the plans; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    try:
-        return _check(options) if options.check else _list(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_ERROR
+    return run_to_end("planning", lambda: _check(options) if options.check else _list(options))
 
 
 def _list(options: argparse.Namespace) -> int:

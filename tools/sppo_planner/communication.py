@@ -16,7 +16,7 @@ from sppo_planner.model_state import MAIN_GRAD_BYTES, Rank, model_state
 
 @dataclass(frozen=True)
 class Pass:
-    """Passes over micro-batches of one replica. forwards: 1, or 2 where layers are recomputed in the backward pass."""
+    """Passes over micro-batches of one replica. forwards: 1, or 2 if layers are recomputed in the backward pass."""
 
     micro_batches: int
     forwards: int

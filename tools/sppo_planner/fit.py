@@ -26,7 +26,7 @@ _NO_PARALLELISM: Changes = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """problems: none where it fits. suggestions: changes that were tried and make it fit, as Hydra overrides."""
+    """problems: none if it fits. suggestions: changes that were tried and make it fit, as Hydra overrides."""
 
     problems: list[str]
     suggestions: list[str]
@@ -69,7 +69,7 @@ def _replica_problems(job: Job) -> Iterator[str]:
 
 
 def _suggestions(job: Job) -> list[str]:
-    """Single changes that make the job fit; where none does, the first sum of them that does, or another layout."""
+    """Single changes that make the job fit; if none does, the first sum of them that does, or another layout."""
     single = [changes for changes in _changes(job) if _fits(job, changes)]
     if single:
         return [_overrides(changes) for changes in single]
@@ -140,7 +140,7 @@ def _fits(job: Job, changes: Changes) -> bool:
 
 
 def _changed(job: Job, changes: Changes) -> Job | None:
-    """The job with these keys; None where its layout would be invalid."""
+    """The job with these keys; None if its layout would be invalid."""
     config = copy.deepcopy(job.config)
     for key, value in changes.items():
         *groups, name = key.split(".")

@@ -16,7 +16,7 @@ from sppo_planner.parameters import Parameter
 
 @dataclass(frozen=True)
 class Bucket:
-    """size: elements, padding included. spans: (start, end) of the parameters in it, joined where nothing pads them."""
+    """size: elements, padding included. spans: (start, end) of the parameters in it, joined if nothing pads them."""
 
     size: int
     spans: tuple[tuple[int, int], ...]
@@ -28,7 +28,7 @@ class Bucket:
 
 
 def default_bucket_size(data_parallel_size: int) -> int:
-    """Elements after which Megatron closes a bucket where gradients are reduced during the backward pass."""
+    """Elements after which Megatron closes a bucket if gradients are reduced during the backward pass."""
     return max(40_000_000, 1_000_000 * data_parallel_size)
 
 

@@ -37,7 +37,7 @@ class Memory:
         return sum(part.value for part in self.moments[moment])
 
     def part(self, name: str) -> float:
-        """Bytes of all parts of this name, at the moment where they are most."""
+        """Bytes of all parts of this name, at the moment when they are most."""
         moments = [sum(p.value for p in parts if p.name == name) for parts in self.moments.values()]
         return sum(p.value for p in self.resident if p.name == name) + max(moments)
 

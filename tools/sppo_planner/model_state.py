@@ -76,7 +76,7 @@ def model_state(
 
 
 def _buckets(chunks: list[list[Parameter]], of_experts: bool, shards: int, bucket_size: int | None) -> list[Bucket]:
-    """Of all chunks; Megatron cuts only the first one, where communication is on the critical path."""
+    """Of all chunks; Megatron cuts only the first one, whose communication is on the critical path."""
     buckets = []
     for index, chunk in enumerate(chunks):
         group = [parameter for parameter in chunk if parameter.is_expert == of_experts]

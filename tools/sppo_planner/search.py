@@ -33,7 +33,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Also into vLLM's share of the GPUs, where it generates."""
+        """Also into vLLM's share of the GPUs, if vLLM generates."""
         enough = self.memory.total <= self.job.cluster.gpu.memory_gib * GIB
         return enough and not list(find_vllm_problems(self.job))
 
@@ -92,7 +92,7 @@ def layouts(job: Job) -> Iterator[ParallelismConfig]:
 
 
 def find_problems(architecture: Architecture, layout: ParallelismConfig, gpus: int) -> list[str]:
-    """Why the model can't be cut so over so many processes; nothing where it can."""
+    """Why the model can't be cut so over so many processes; nothing if it can."""
     problems: list[str] = []
     for check in (
         lambda: check_processes(layout, gpus),

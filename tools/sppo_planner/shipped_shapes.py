@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
 
 _FOLDER = Path(__file__).parent / "shapes"
@@ -17,7 +18,7 @@ def shipped_models() -> list[str]:
 def find_architecture(model: str) -> Architecture:
     """model: a folder with config.json, the name or hub id of a shipped shape, or another hub id, which is fetched.
 
-    Raises ValueError that says what can be given.
+    Raises ConfigError that says what can be given.
     """
     if not Path(model).is_dir():
         name = model.rpartition("/")[2].lower()
@@ -29,4 +30,4 @@ def find_architecture(model: str) -> Architecture:
     try:
         return read_architecture(load_hf_config(model))
     except ValueError as error:
-        raise ValueError(f"{error}; shapes that need no network: {', '.join(shipped_models())}") from error
+        raise ConfigError(f"{error}; shapes that need no network: {', '.join(shipped_models())}") from error

@@ -88,7 +88,7 @@ def stage_activations(
 def _layers(layers: float, recompute: Recomputation) -> tuple[float, float, float]:
     """(layers that keep everything, inputs kept of the others, layers recomputed at once) of one model chunk.
 
-    Where "block" leaves layers alone, these come first in the backward pass and are gone before one is recomputed.
+    If "block" leaves layers alone, these come first in the backward pass and are gone before one is recomputed.
     """
     if recompute.granularity != "full":
         return layers, 0, 0

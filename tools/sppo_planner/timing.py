@@ -1,6 +1,6 @@
 """Seconds of each stage of an iteration: roofs of compute and bandwidth times assumed efficiencies. An estimate.
 
-Nothing is assumed to overlap, but the reduction of gradients where parallelism.overlap_grad_reduce is set.
+Nothing is assumed to overlap, except the reduction of gradients if parallelism.overlap_grad_reduce is set.
 """
 
 from __future__ import annotations

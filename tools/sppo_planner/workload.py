@@ -9,7 +9,7 @@ from sppo_megatron.config import Config
 from sppo_planner.cluster import Assumptions
 from sppo_planner.parallel_sizes import ParallelSizes
 
-_FALLBACK_PROMPTS = 32  # of an iteration, where a replay trains on whole files
+_FALLBACK_PROMPTS = 32  # of an iteration, if a replay trains on whole files
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Workload:
     """sequences: of one iteration. minibatch: sequences of an optimizer step. prompt, response: tokens of the longest.
 
     mean_response: tokens. micro_batch: tokens of the largest micro-batch, over all context-parallel ranks; rows: its
-    sequences side by side, 1 where they are packed one after the other.
+    sequences side by side, 1 if they are packed one after the other.
     """
 
     prompts: int

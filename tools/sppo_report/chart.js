@@ -55,7 +55,7 @@ class Chart {
       this.svg, this.legend(runs.length), element("p", {class: "note"}, panel.meaning));
   }
 
-  // Every series with its value. Where runs and metrics are many, a line for each metric, in the order of the runs.
+  // Every series with its value. If runs and metrics are many, a line for each metric, in the order of the runs.
   legend(numRuns) {
     const swatch = (style) => element("svg", {class: `swatch ${style}`, width: 18, height: 8, "aria-hidden": "true"},
       element("path", {class: "line", d: "M0 4H18"}));

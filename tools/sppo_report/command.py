@@ -1,4 +1,4 @@
-"""One self-contained HTML page from the output folder of a run, or of several side by side.
+"""sppo report: one self-contained HTML page from the output folder of a run, or of several side by side.
 
 The page opens from disk without a network: curves, warnings with what to try, and responses of each iteration with
 every token coloured by its log-ratio. docs/report.md says how to read it.
@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sppo_megatron.cluster.exit_codes import run_to_end
 from sppo_megatron.data.atomic_file import write_atomically
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.tracking.console import counting
 from sppo_report.page import build_page
 from sppo_report.report_data import build_report
 from sppo_report.run_folder import Run, names_of, read_run
 from sppo_report.samples import SampleLimits
-
-EXIT_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,25 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.output is None and len(options.runs) > 1:
         parser.error("several runs need --output, the page to write")
-    try:
-        _write_report(options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return EXIT_ERROR
-    return 0
+    return run_to_end("the report", lambda: _write_report(options))
 
 
-def _write_report(options: argparse.Namespace) -> None:
+def _write_report(options: argparse.Namespace) -> int:
     runs = [read_run(folder, name) for folder, name in zip(options.runs, names_of(options.runs), strict=True)]
     limits = SampleLimits(options.iterations, options.samples, options.tokens)
     with counting("rollout file", sum(min(limits.iterations, len(run.rollout_files)) for run in runs)) as advance:
         data = build_report(runs, limits, tokenizer=options.tokenizer, advance=advance)
     output = options.output or options.runs[0] / "report.html"
     page = build_page(data)
-    write_atomically(output, page)
+    try:
+        write_atomically(output, page)
+    except OSError as error:
+        raise ConfigError(f"{output} can't be written: {error.strerror}") from error
     for run, shown in zip(runs, data["runs"], strict=True):
         _print_run(run, shown)
     print(f"wrote {output}: {_size(len(page))}")
+    return 0
 
 
 def _print_run(run: Run, shown: dict) -> None:

@@ -41,7 +41,7 @@ function tiles(rows) {
 function showOverview() {
   const {summary, config, runs} = report;
   const note = element("p", {class: "note"}, "An arrow goes from the mean of the first iterations to that of the last, ",
-    "five each where there are that many; in the evaluation, from before training to after it.");
+    "five each if there are that many; in the evaluation, from before training to after it.");
   byId("summary").append(runs.length > 1 ? table(summary, "Numbers of the runs") : tiles(summary), note);
   const headlines = config.filter(({headline, values}) => headline && values[0] !== "null");
   if (runs.length === 1 && headlines.length) {

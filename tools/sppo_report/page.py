@@ -16,7 +16,7 @@ _SCRIPTS = ("elements.js", "scales.js", "chart.js", "overview.js", "samples.js",
 def build_page(data: dict[str, Any]) -> bytes:
     """The page as UTF-8. The browser gets the data as JSON, writes it as text only, and runs no script but ours.
 
-    Raises ValueError where a number in the data isn't finite.
+    Raises ValueError if a number in the data isn't finite.
     """
     style, script = _asset("report.css"), "\n".join(map(_asset, _SCRIPTS))
     parts = {

@@ -25,7 +25,7 @@ PANELS = (
         "Outcome",
         "Evaluation",
         ("eval_reward_mean", "eval_exact_match"),
-        "Held-out prompts: mean reward, and the share answered right where the reward knows a right answer.",
+        "Held-out prompts: mean reward, and the share answered right if the reward knows a right answer.",
     ),
     Panel(
         "Outcome",
@@ -169,7 +169,7 @@ PANELS = (
     ),
     Panel("Optimizer", "Gradient norm", ("grad_norm",), "Before clipping."),
     Panel("Optimizer", "Learning rate", ("lr",), "As used in the step."),
-    Panel("Optimizer", "Skipped steps", ("skipped",), "1 where the gradients overflowed and no update was made."),
+    Panel("Optimizer", "Skipped steps", ("skipped",), "1 if the gradients overflowed and no update was made."),
     Panel(
         "Time",
         "Stages",

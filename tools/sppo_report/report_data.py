@@ -25,7 +25,7 @@ def build_report(
 ) -> dict[str, Any]:
     """JSON of the whole report. tokenizer: a folder, None for the runs' own. advance: called after each rollout file.
 
-    Raises FileNotFoundError if the tokenizer's folder has none, and ValueError if it can't be read.
+    Raises ConfigError if the tokenizer's folder has none, or it can't be read.
     """
     found = [_run(run, limits, tokenizer, advance) for run in runs]
     logged = {name for run in found for name in run["curves"]}

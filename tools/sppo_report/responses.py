@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sppo_report.run_folder import broken_lines, finite, read_objects
+from sppo_report.run_folder import broken_lines, finite, whole_lines
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_rows(path: Path) -> IterationRows:
     result = IterationRows()
     broken: list[int] = []
     shared: Counter[float] = Counter()
-    for number, record in read_objects(path, result.problems):
+    for number, record in whole_lines(path, result.problems):
         rows = group_rows(number, record)
         if rows is None:
             broken.append(number)
@@ -72,7 +72,7 @@ def read_records(path: Path, lines: set[int]) -> Iterator[tuple[int, Mapping[str
 
 
 def group_rows(line: int, record: Mapping[str, Any]) -> list[ResponseRow] | None:
-    """The rows of one group, None where the record isn't one."""
+    """The rows of one group, None if the record isn't one."""
     responses = record.get("responses")
     if not isinstance(responses, list) or not all(
         isinstance(response, dict) and isinstance(response.get("token_ids"), list) for response in responses
@@ -87,13 +87,13 @@ def group_rows(line: int, record: Mapping[str, Any]) -> list[ResponseRow] | None
 
 
 def group_scores(record: Mapping[str, Any]) -> list[float | None]:
-    """The responses' rewards, or where one has none their win rates."""
+    """The responses' rewards; if one has none, their win rates."""
     rewards = [finite(response.get("reward")) for response in record["responses"]]
     return rewards if None not in rewards else win_rates(record) or rewards
 
 
 def win_rates(record: Mapping[str, Any]) -> list[float | None] | None:
-    """The means of the rows of the preference matrix, None where the group has none."""
+    """The means of the rows of the preference matrix, None if the group has none."""
     count, preference = len(record["responses"]), record.get("preference")
     if not isinstance(preference, list) or len(preference) != count:
         return None
@@ -102,7 +102,7 @@ def win_rates(record: Mapping[str, Any]) -> list[float | None] | None:
 
 
 def numbers(values: object, count: int) -> list[float] | None:
-    """The values as floats where they are `count` finite numbers, else None."""
+    """The values as floats if they are `count` finite numbers, else None."""
     if not isinstance(values, list) or len(values) != count:
         return None
     found = [number for value in values if (number := finite(value)) is not None]
@@ -110,7 +110,7 @@ def numbers(values: object, count: int) -> list[float] | None:
 
 
 def log_prob_differences(response: Mapping[str, Any]) -> list[float] | None:
-    """old − rollout log-prob of each token, nats; None where one of them is missing."""
+    """old − rollout log-prob of each token, nats; None if one of them is missing."""
     count = len(response["token_ids"])
     old, rollout = numbers(response.get("old_log_probs"), count), numbers(response.get("rollout_log_probs"), count)
     return None if old is None or rollout is None else [a - b for a, b in zip(old, rollout, strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.tracking.metrics_file import read_objects
 
 Line = Mapping[str, Any]  # one line of metrics.jsonl
 
@@ -46,14 +48,14 @@ class Run:
 def read_run(folder: str | Path, name: str | None = None) -> Run:
     """The run in this output folder.
 
-    Raises FileNotFoundError where the folder is missing or holds nothing of a run.
+    Raises ConfigError if the folder is missing or holds nothing of a run.
     """
     folder = Path(folder)
     metrics, config, rollouts = folder / "metrics.jsonl", folder / "config.yaml", folder / "rollouts"
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the output_dir of a run")
+        raise ConfigError(f"{folder} is not a folder: give the output_dir of a run")
     if not any(path.exists() for path in (metrics, config, rollouts)):
-        raise FileNotFoundError(
+        raise ConfigError(
             f"{folder} is not the output_dir of a run: it has neither metrics.jsonl nor config.yaml nor rollouts/"
         )
     run = Run(name or folder.resolve().name, folder)
@@ -84,7 +86,7 @@ def names_of(folders: Sequence[str | Path]) -> list[str]:
 
 
 def finite(value: object) -> float | None:
-    """The value as a float, None where it isn't a finite number."""
+    """The value as a float, None if it isn't a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -94,24 +96,14 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def read_objects(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) for every line that is a JSON object; the others are added to `problems` at the end.
-
-    Lines are read one at a time, so the file may be larger than memory.
-    """
+def whole_lines(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """`read_objects` without the broken lines, which are added to `problems` at the end."""
     broken: list[int] = []
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                record = None
-            if isinstance(record, dict):
-                yield number, record
-            else:
-                broken.append(number)
+    for number, record in read_objects(path):
+        if record is None:
+            broken.append(number)
+        else:
+            yield number, record
     problems += broken_lines(path.name, broken, "not a JSON object")
 
 
@@ -129,7 +121,7 @@ def _read_metrics(path: Path, run: Run) -> None:
     steps: dict[int, Line] = {}
     evaluations: dict[int, Line] = {}
     without, repeated = [], []
-    for number, line in read_objects(path, run.problems):
+    for number, line in whole_lines(path, run.problems):
         is_step = "step" in line
         step, target = (line["step"], steps) if is_step else (line.get("eval_step"), evaluations)
         if type(step) is not int or (is_step and type(line.get("iteration")) is not int):

@@ -120,7 +120,7 @@ def _prompt(record: Mapping[str, Any], token_texts: Callable[[Sequence[object]],
 
 
 def _text(value: object) -> str | None:
-    """The value as text of bounded length, None where there is none."""
+    """The value as text of bounded length, None if there is none."""
     if value is None:
         return None
     text = str(value)

@@ -1,6 +1,6 @@
 // Axes: ticks, extents, smoothing, and steps as iterations.
 
-const OUTLIERS = 0.01; // the share of points that may leave the frame at either end where they would flatten the rest
+const OUTLIERS = 0.01; // the share of points that may leave the frame at either end if they would flatten the rest
 
 // The iteration that a step belongs to, with the share of it that is done behind the point.
 function iterationOf(run, step) {
@@ -33,7 +33,7 @@ function extent(arrays) {
   return [low, high];
 }
 
-// The extent without outliers, where that makes the frame less than a third as high; else null.
+// The extent without outliers, if that makes the frame less than a third as high; else null.
 function innerExtent(arrays) {
   const sorted = arrays.flat().sort((a, b) => a - b), cut = Math.ceil(OUTLIERS * sorted.length);
   if (sorted.length <= FEW_POINTS) return null;

@@ -9,7 +9,7 @@ from sppo_report.responses import ResponseRow
 
 
 def choose_iterations(iterations: Sequence[int], limit: int) -> list[int]:
-    """At most `limit` of them, evenly spread, the first and the last among them (the last alone where limit is 1)."""
+    """At most `limit` of them, evenly spread, the first and the last among them (the last alone if limit is 1)."""
     count = len(iterations)
     if count <= limit:
         return list(iterations)

@@ -34,7 +34,7 @@ HEADLINES = (
 
 
 def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A label and one text for each run, empty where the run doesn't have it; rows that no run has are left out."""
+    """A label and one text for each run, empty if the run doesn't have it; rows that no run has are left out."""
     rows = [{"label": label, "values": [value(run) for run in runs]} for label, value in _ROWS]
     return [row for row in rows if any(row["values"])]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sppo_megatron.errors import ConfigError
 from sppo_report.run_folder import Run
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -13,18 +14,18 @@ TOKENIZER_FILE = "tokenizer.json"
 def find_tokenizer(run: Run, given: Path | None = None) -> Path | None:
     """A tokenizer.json: of the folder that is given, of the exported policy, or of the model the run started from.
 
-    Raises FileNotFoundError where the given folder has none.
+    Raises ConfigError if the given folder has none.
     """
     if given is not None:
         if not (given / TOKENIZER_FILE).is_file():
-            raise FileNotFoundError(f"{given} has no {TOKENIZER_FILE}: give the folder of a fast tokenizer")
+            raise ConfigError(f"{given} has no {TOKENIZER_FILE}: give the folder of a fast tokenizer")
         return given / TOKENIZER_FILE
     folders = [run.folder / "hf", Path(str(run.config.get("model.hf_path") or run.folder))]
     return next((folder / TOKENIZER_FILE for folder in folders if (folder / TOKENIZER_FILE).is_file()), None)
 
 
 class TokenTexts:
-    """Cuts a response into the texts of its tokens. Raises ValueError where the file can't be read."""
+    """Cuts a response into the texts of its tokens. Raises ConfigError if the file can't be read."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer
@@ -32,7 +33,7 @@ class TokenTexts:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises no narrower type
-            raise ValueError(f"{path} can't be read by the package tokenizers: {error}") from None
+            raise ConfigError(f"{path} can't be read by the package tokenizers: {error}") from None
 
     def __call__(self, token_ids: Sequence[object]) -> list[str]:
         """One text for each token, special tokens included; joined they are the response's text.

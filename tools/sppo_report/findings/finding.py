@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Finding:
     """title: a few words. seen: the numbers and where. meaning, advice: sentences. metric: what to look at.
 
-    is_now: it holds at the end of the run; False where it has passed.
+    is_now: it holds at the end of the run; False if it has passed.
     """
 
     title: str

@@ -10,7 +10,7 @@ from sppo_report.findings.finding import Finding
 from sppo_report.findings.windows import Value, in_words, iteration_means, metric, stretches_above
 from sppo_report.run_folder import Line, Run, finite
 
-MISMATCH_BOUND = 0.05  # nats per token, where the run's configuration has none
+MISMATCH_BOUND = 0.05  # nats per token, if the run's configuration has none
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ POLICY_CHECKS = (
         meaning="Log-ratios this large announce a collapse: responses sampled at the start of the iteration no longer "
         "describe the policy that is trained on them, and reward usually falls soon after.",
         advice="Lower optimizer.lr (halve it), add optimizer.lr_warmup_steps, or take fewer steps an iteration (larger "
-        "train.minibatch_size, train.epochs_per_iteration=1). A smaller objective.eta helps where gradients aren't "
+        "train.minibatch_size, train.epochs_per_iteration=1). A smaller objective.eta helps if gradients aren't "
         "clipped. With responses of thousands of tokens a larger value can be harmless while reward rises.",
     ),
     Check(

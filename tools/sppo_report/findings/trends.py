@@ -88,7 +88,7 @@ def _entropy(run: Run) -> Iterator[Finding]:
             seen=f"{start:.3g} nats per token in the first {WINDOW} iterations, {end:.3g} in the last.",
             meaning="The policy answers nearly the same each time, so that groups lose their spread and learning "
             "stops, whether or not the task is solved.",
-            advice="Where the task isn't solved: a lower optimizer.lr, a lower objective.eta, more varied prompts.",
+            advice="If the task isn't solved: a lower optimizer.lr, a lower objective.eta, more varied prompts.",
             metric="entropy",
         )
 

@@ -28,7 +28,7 @@ def metric(name: str) -> Value:
 def iteration_means(run: Run, value: Value, *, after_first_step: bool = False) -> dict[int, float]:
     """The mean of a value over the steps of each iteration that has any.
 
-    after_first_step: without the first step of each iteration, where the policy is still the one that sampled.
+    after_first_step: without the first step of each iteration, at which the policy is still the one that sampled.
     """
     means: dict[int, float] = {}
     for iteration, lines in run.by_iteration().items():

@@ -61,7 +61,7 @@ def test_starts_without_what_training_needs(folder):
 import sys
 from sppo_report.command import main
 assert main([{str(folder)!r}]) == 0
-heavy = {{"torch", "numpy", "megatron", "transformers", "omegaconf", "hydra", "rich"}} & set(sys.modules)
+heavy = {{"torch", "numpy", "megatron", "transformers", "omegaconf", "hydra"}} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

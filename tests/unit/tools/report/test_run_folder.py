@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.tracking.metrics_file import MetricsFile
 from sppo_report.run_folder import finite, names_of, read_run
 
@@ -74,9 +75,9 @@ def test_configuration_and_rollouts(tmp_path):
 
 
 def test_not_an_output_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither metrics\.jsonl nor config\.yaml nor rollouts/"):
+    with pytest.raises(ConfigError, match=r"neither metrics\.jsonl nor config\.yaml nor rollouts/"):
         read_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match="is not a folder"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         read_run(tmp_path / "nowhere")
 
 

@@ -5,6 +5,7 @@ import random
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from sppo_megatron.errors import ConfigError
 from sppo_report.tokens import TokenTexts, find_tokenizer
 
 
@@ -77,7 +78,7 @@ def test_where_the_tokenizer_is_found(byte_level, make_run, tmp_path):
     assert find_tokenizer(run) == run.folder / "hf" / "tokenizer.json", "the exported policy before it"
     assert find_tokenizer(run, path.parent) == path, "the given one before all"
     assert find_tokenizer(make_run(name="bare")) is None
-    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
         find_tokenizer(run, tmp_path)
     with pytest.raises(ValueError, match="can't be read"):
         TokenTexts(run.folder / "hf" / "tokenizer.json")
