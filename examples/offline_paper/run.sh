@@ -22,12 +22,12 @@ for ((i = 0; i < iterations; i++)); do
     common=(precision=fp32 "model.hf_path=$model" model.make_vocab_size_divisible_by=1)
 
     # 1. K responses to every prompt, at temperature 1
-    [ -e "$folder/rollouts.jsonl" ] || "$python" -m sppo_megatron.cli.generate "${common[@]}" \
+    [ -e "$folder/rollouts.jsonl" ] || "$python" -m sppo_megatron.cli.main generate "${common[@]}" \
         "data.train_path=$output/prompts.jsonl" "rollout.num_samples_per_prompt=${K:-5}" \
         rollout.max_response_length=8 "rollout.seed=$i" --output "$folder/rollouts.jsonl"
 
     # 2. the judge's K×K matrix for each of them
-    [ -e "$folder/scored.jsonl" ] || "$python" -m sppo_megatron.cli.score reward=judge "reward.judge.urls=[$JUDGE_URL]" \
+    [ -e "$folder/scored.jsonl" ] || "$python" -m sppo_megatron.cli.main score reward=judge "reward.judge.urls=[$JUDGE_URL]" \
         "reward.judge.template=$output/question.txt" --input "$folder/rollouts.jsonl" --output "$folder/scored.jsonl"
 
     # 3. the best and the worst of each group, regressed onto their win rates

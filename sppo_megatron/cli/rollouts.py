@@ -35,7 +35,7 @@ def _print(source: Path, iteration: int | None) -> int:
         for path in rollout_files(source, iteration):
             try:
                 for group in iterate_groups(path):
-                    sys.stdout.write(group_line(group))
+                    sys.stdout.buffer.write(group_line(group))
             except ValueError as error:
                 raise ConfigError(str(error)) from None
         sys.stdout.flush()
