@@ -34,6 +34,7 @@ TIMEOUT_MINUTES = 5
 
 def to_megatron(options: argparse.Namespace) -> None:
     """Raises ConfigError if the model can't be read, is of no known family, or can't be cut into the given layout."""
+    initialize_distributed(TIMEOUT_MINUTES)
     model = agreed(lambda: open_hf_model(options.hf_path))
     if not model.is_mapped and not options.dry_run:
         return _to_megatron_by_bridge(options, model)
@@ -50,11 +51,7 @@ def to_megatron(options: argparse.Namespace) -> None:
     table = WeightsTable(architecture, padded)
     sources = {name: [tensors.source(hf_name) for hf_name in layouts[name].hf_names] for name in table.names()}
     dtypes = {name: reduce(torch.promote_types, (part[0:0].dtype for part in parts)) for name, parts in sources.items()}
-    initialize_distributed(TIMEOUT_MINUTES)
-    with (
-        atomic_folder(options.output) as partial,
-        counting("parameter", len(sources)) as advance,
-    ):
+    with atomic_folder(options.output) as partial, counting("parameter", len(sources)) as advance:
 
         def make(name: str) -> Tensor:
             advance()
@@ -68,13 +65,13 @@ def to_megatron(options: argparse.Namespace) -> None:
 
 def to_hf(options: argparse.Namespace) -> None:
     """Raises ConfigError if there is no such checkpoint, or it holds another model."""
+    initialize_distributed(TIMEOUT_MINUTES)
     model = agreed(lambda: open_hf_model(config_of(options.megatron_path, options.hf_path)))
     if not model.is_mapped and not options.dry_run:
         return _to_hf_by_bridge(options, model)
     architecture = agreed(lambda: model.architecture)
     layouts = parameter_layouts(architecture, architecture.vocab_size)
     table = WeightsTable(architecture, architecture.vocab_size)
-    initialize_distributed(TIMEOUT_MINUTES)
     stored = agreed(lambda: StoredWeights(options.megatron_path, table))
     if options.dry_run:
         return print_rows(tensor_rows(architecture, layouts, ParallelismConfig()))
@@ -106,7 +103,6 @@ def _to_megatron_by_bridge(options: argparse.Namespace, model: HFModel) -> None:
     check_target(parallelism_of(options), source.layout_sizes())
     tensors = agreed(lambda: SafetensorsFolder(model.folder))
     dtype = reduce(torch.promote_types, (tensors.source(name)[0:0].dtype for name in tensors.shapes()))
-    initialize_distributed(TIMEOUT_MINUTES)
     with atomic_folder(options.output) as partial:
         store_model(source, partial, dtype)
         model.save_side_files(partial / SIDE_FOLDER)
@@ -118,6 +114,5 @@ def _to_hf_by_bridge(options: argparse.Namespace, model: HFModel) -> None:
     from sppo_megatron.policy.model.whole import read_model
 
     source = agreed(lambda: BridgeModel(model.folder, model.hf_config))
-    initialize_distributed(TIMEOUT_MINUTES)
     _save(options.output, agreed(lambda: read_model(source, options.megatron_path)), model)
     print(f"wrote {options.output} by megatron-bridge")
