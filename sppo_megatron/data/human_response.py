@@ -6,23 +6,26 @@ from typing import Any
 
 import numpy as np
 
+from sppo_megatron.data.json_values import check_text, json_name
 from sppo_megatron.data.length_filter import keep_short
+from sppo_megatron.data.records import MISSING, column, column_error
 from sppo_megatron.types import Prompt
 
 
 def human_token_ids(record: dict[str, Any], key: str, tokenizer: Any) -> np.ndarray:
     """int32 [response_length]: the text's tokens and the tokenizer's end token, as a model would have sampled them.
 
-    Nothing of a chat template is added: it is part of the prompt. Raises ValueError where the record has no text under
-    the key, or the tokenizer no end token.
+    Nothing of a chat template is added: it is part of the prompt. Raises ValueError if the record has no text under the
+    key, or the tokenizer no end token.
     """
-    if key not in record:
-        raise ValueError(f"no key {key!r} (data.response_key); the keys are {sorted(record)}")
-    text = record[key]
+    text = column(record, key)
+    if text is MISSING:
+        raise column_error(record, "no key", key, "data.response_key")
     if not isinstance(text, str):
-        raise ValueError(f"{key!r} is a JSON {type(text).__name__}, not text")
+        raise ValueError(f"{key!r} is a JSON {json_name(text)}, not text")
     if not text.strip():
         raise ValueError(f"empty response under {key!r}")
+    check_text(text, repr(key))
     if tokenizer.eos_token_id is None:
         raise ValueError("a human response needs its end token, and the tokenizer has no eos_token")
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -32,7 +35,7 @@ def human_token_ids(record: dict[str, Any], key: str, tokenizer: Any) -> np.ndar
 def drop_long_responses(prompts: list[Prompt], max_response_length: int, path: str) -> list[Prompt]:
     """Prompts whose human response has at most max_response_length tokens; one warning counts the others.
 
-    Raises ValueError where none is left.
+    Raises ConfigError if none is left.
     """
     return keep_short(
         prompts,

@@ -19,17 +19,43 @@ def parse_object(line: str) -> dict[str, Any]:
     Raises ValueError with the column: bytes that aren't UTF-8, what isn't JSON, a key that stands twice in an object,
     integers and nesting beyond Python's limits, another value than an object.
     """
-    if not line.isascii():
-        check_utf8(line)
-    try:
-        record = json.loads(line, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not JSON that can be read (nested too deeply)") from None
+    record = _parse(line)
     if not isinstance(record, dict):
         raise ValueError(f"is a JSON {json_name(record)}, not an object")
     return record
+
+
+def parse_array(text: str) -> list[Any]:
+    """As `parse_object`, for a text of several lines that is one JSON array."""
+    values = _parse(text)
+    if not isinstance(values, list):
+        raise ValueError(f"is a JSON {json_name(values)}, not an array")
+    return values
+
+
+def _parse(text: str) -> Any:
+    if not text.isascii():
+        _check_utf8(text)
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"not JSON ({error.msg} at {line}column {error.colno})") from None
+    except ValueError as error:
+        raise ValueError("an integer has more digits than Python reads") if "digits" in str(error) else error from None
+    except RecursionError:
+        raise ValueError("not JSON that can be read (nested too deeply)") from None
+
+
+def _check_utf8(text: str) -> None:
+    """Raises ValueError for a byte that surrogateescape took up because it isn't UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        byte = ord(text[error.start]) - 0xDC00
+        line, column = text.count("\n", 0, error.start) + 1, error.start - text.rfind("\n", 0, error.start)
+        where = f"column {column}" if line == 1 else f"line {line}, column {column}"
+        raise ValueError(f"byte 0x{byte:02x} at {where} is not UTF-8: convert the file to UTF-8") from None
 
 
 def json_name(value: object) -> str:
@@ -37,43 +63,45 @@ def json_name(value: object) -> str:
     return _NAMES.get(type(value), type(value).__name__)
 
 
-def check_utf8(text: str) -> None:
-    """Raises ValueError for a byte that surrogateescape took up because it isn't UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        byte, column = ord(text[error.start]) - 0xDC00, error.start + 1
-        raise ValueError(f"byte 0x{byte:02x} at column {column} is not UTF-8: convert the file to UTF-8") from None
+class NotText(ValueError):
+    """Half of a surrogate pair stands in a text."""
 
 
 def check_text(text: str, what: str) -> None:
-    """Raises ValueError if the text holds half of a surrogate pair, as JSON's "\\ud83d" does: no tokenizer takes it."""
+    """Raises NotText if the text holds half of a surrogate pair, as JSON's "\\ud83d" does: no tokenizer takes it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = f"\\u{ord(text[error.start]):04x}"
-        raise ValueError(f"{what} holds {half} at character {error.start + 1}, half of a surrogate pair") from None
+        raise NotText(f"{what} holds {half} at character {error.start + 1}, half of a surrogate pair") from None
 
 
 def to_plain(value: Any) -> Any:
     """The value in what JSON has: a float that isn't finite becomes null, dates and decimals text, arrays lists.
 
-    Raises ValueError for a value that has no JSON, such as bytes.
+    Raises ValueError for a value that has no JSON, such as bytes, and for nesting beyond Python's limit.
     """
+    try:
+        return _to_plain(value)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _to_plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): to_plain(entry) for key, entry in value.items()}
+        return {str(key): _to_plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_plain(entry) for entry in value]
+        return [_to_plain(entry) for entry in value]
     if isinstance(value, (date, time, datetime)):
         return value.isoformat()
     if isinstance(value, (Decimal, UUID)):
         return str(value)
     if hasattr(value, "tolist"):  # numpy's
-        return to_plain(value.tolist())
+        return _to_plain(value.tolist())
     raise ValueError(f"a {type(value).__name__} is no JSON value")
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -17,12 +18,12 @@ def keep_short(
     """The prompts of at most `limit` tokens by length_of; one warning counts the others.
 
     key: the setting that is the limit. what: which prompts are dropped, such as "prompts". path: where they come from.
-    Raises ValueError where none is left.
+    Raises ConfigError if none is left.
     """
     lengths = [length_of(prompt) for prompt in prompts]
     kept = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length <= limit]
     if prompts and not kept:
-        raise ValueError(
+        raise ConfigError(
             f"{path}: all {len(prompts)} {what} are longer than {key}={limit} tokens "
             f"(the shortest has {min(lengths)}): raise it"
         )

@@ -1,23 +1,32 @@
-"""Records become prompts; and the endless, resumable stream the trainer draws them from."""
+"""Records become prompts."""
 
 from __future__ import annotations
 
 import logging
+import math
+import sys
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from sppo_megatron.config import DataConfig
+from sppo_megatron.data import conversation
 from sppo_megatron.data.human_response import human_token_ids
+from sppo_megatron.data.json_values import NotText, check_text, json_name, to_plain
 from sppo_megatron.data.length_filter import keep_short
-from sppo_megatron.data.records import Record, Split, read_records
+from sppo_megatron.data.records import MISSING, Record, Split, column, column_error, read_records
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Prompt
 
 logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS_SHOWN = 20
 TRAIN_SPLIT = Split(None, "train", "data.train_split")
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def load_prompts(
@@ -31,173 +40,152 @@ def load_prompts(
 
     tokenizer: a Hugging Face tokenizer. How a prompt becomes tokens:
 
-    - apply_chat_template=True: text is wrapped as one user message, a list of messages is taken as it is, and the
-      tokenizer's chat template renders them with add_generation_prompt=True. The template alone decides about special
-      tokens.
+    - apply_chat_template=True: text is wrapped as one user message, a list of messages is rendered as
+      `conversation.render` says. The template alone decides about special tokens.
     - apply_chat_template=False: text only. It is what the model continues, so the tokenizer's begin token is put in
-      front where the tokenizer does that by default, and nothing is ever added behind (some tokenizers add an end
-      token, which no model continues).
+      front if the tokenizer does that by default, and nothing is ever added behind (some tokenizers add an end token,
+      which no model continues).
 
-    `Prompt.text` is the text as the file has it, or the rendered conversation where the file has messages.
+    Keys may name a field of a column, as reward_model.ground_truth does. `Prompt.text` is the text as the file has it,
+    or the rendered conversation if the file has messages, which are `Prompt.messages`. `Prompt.extra` holds the columns
+    that no key names, as `to_plain` makes them; those that have no JSON are left out, with one warning.
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
-    Prompts longer than config.max_prompt_length tokens are dropped, with one warning that counts them.
+    Prompts with half a surrogate pair, which have no tokens, and prompts of more than config.max_prompt_length tokens
+    are dropped, with one warning that names or counts them.
 
-    Raises ValueError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
-    where no prompt is short enough; and what `read_records` raises.
+    Raises ConfigError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
+    if no prompt is left; and what `read_records` raises.
     """
     if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
+        raise ConfigError(
             "data.apply_chat_template=true, but the tokenizer has no chat template; "
             "set data.apply_chat_template=false or use a tokenizer that has one"
         )
-    begin_ids = _begin_ids(tokenizer)
+    reader = _Reader(tokenizer, config, require_answer)
     prompts: list[Prompt] = []
     problems: list[str] = []
+    dropped: list[str] = []
     for index, (place, record) in enumerate(read_records(path, split)):
         try:
             if isinstance(record, ValueError):
                 raise record
-            prompts.append(_to_prompt(record, index, tokenizer, begin_ids, config, require_answer))
+            prompts.append(reader.prompt(record, index))
+        except NotText as error:
+            dropped.append(f"{place}: {error}")
         except ValueError as error:
             problems.append(f"{place}: {error}")
     if problems:
-        raise ValueError(_all_at_once(path, problems))
+        kind = problems[0].partition(" ")[0]  # line or row
+        raise ConfigError(f"{path} has {len(problems)} bad {kind}s:" + _listed(problems))
+    if dropped:
+        said = f"{path}: dropped {len(dropped)} of {len(prompts) + len(dropped)} prompts that have no tokens:"
+        if not prompts:
+            raise ConfigError(said + _listed(dropped))
+        logger.warning("%s%s", said, _listed(dropped))
+    for name, why in reader.left_out.items():
+        logger.warning("%s: the column %r is left out of the prompts' extra: %s", path, name, why)
     if config.max_prompt_length is None:
         return prompts
     limit, key = config.max_prompt_length, "data.max_prompt_length"
     return keep_short(prompts, lambda prompt: len(prompt.token_ids), limit, key, "prompts", path)
 
 
-def _all_at_once(path: str | Path, problems: list[str]) -> str:
-    kind = problems[0].partition(" ")[0]  # line or row
+def _listed(problems: list[str]) -> str:
     shown = problems[:MAX_PROBLEMS_SHOWN]
     if len(problems) > len(shown):
         shown.append(f"... and {len(problems) - len(shown)} more")
-    return f"{path} has {len(problems)} bad {kind}s:\n  " + "\n  ".join(shown)
+    return "".join(f"\n  {problem}" for problem in shown)
 
 
-def _to_prompt(
-    record: Record, index: int, tokenizer: Any, begin_ids: list[int], config: DataConfig, require_answer: bool
-) -> Prompt:
-    if config.prompt_key not in record:
-        raise ValueError(f"no key {config.prompt_key!r} (data.prompt_key); the keys are {sorted(record)}")
-    prompt = record[config.prompt_key]
-    answer = _answer(record.get(config.answer_key), config.answer_key)
-    if require_answer and answer is None:
-        raise ValueError(f"no answer under {config.answer_key!r} (data.answer_key); the keys are {sorted(record)}")
+class _Reader:
+    """left_out: why a column isn't in the prompts' extra, by its name."""
 
-    if config.apply_chat_template:
-        messages = _messages(prompt, config.prompt_key)
-        try:
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # templates raise what they like about roles they don't know
-            raise ValueError(f"the chat template refuses it: {error}") from None
-        token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        text = prompt if isinstance(prompt, str) else text
-    else:
-        text = _text(prompt, config.prompt_key)
-        token_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if token_ids[: len(begin_ids)] != begin_ids:  # the text may spell its begin token out
-            token_ids = begin_ids + token_ids
-    if not token_ids:
-        raise ValueError("the prompt has no tokens")
-    human = None if config.response_key is None else human_token_ids(record, config.response_key, tokenizer)
-    return Prompt(index, np.asarray(token_ids, dtype=np.int32), text, answer, human)
+    def __init__(self, tokenizer: Any, config: DataConfig, require_answer: bool) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self._require_answer = require_answer
+        self._begin_ids = _begin_ids(tokenizer)
+        self._used = {config.prompt_key, config.answer_key, config.response_key}
+        self.left_out: dict[str, str] = {}
+
+    def prompt(self, record: Record, index: int) -> Prompt:
+        """Raises ValueError for what can't be read, NotText for what has no tokens."""
+        config = self._config
+        stored = column(record, config.prompt_key)
+        if stored is MISSING:
+            raise column_error(record, "no key", config.prompt_key, "data.prompt_key")
+        answer = _answer(column(record, config.answer_key), config.answer_key)
+        if self._require_answer and answer is None:
+            raise column_error(record, "no answer under", config.answer_key, "data.answer_key")
+        text, token_ids = self._chat(stored) if config.apply_chat_template else self._text(stored)
+        if not token_ids:
+            raise ValueError("the prompt has no tokens")
+        human = None if config.response_key is None else human_token_ids(record, config.response_key, self._tokenizer)
+        return Prompt(
+            index=index,
+            token_ids=np.asarray(token_ids, dtype=np.int32),
+            text=text,
+            answer=answer,
+            human_token_ids=human,
+            messages=to_plain(stored) if isinstance(stored, list) else None,
+            extra=self._extra(record),
+        )
+
+    def _chat(self, stored: object) -> tuple[str, list[int]]:
+        key = self._config.prompt_key
+        messages = stored if isinstance(stored, list) else [{"role": "user", "content": _plain_text(stored, key)}]
+        rendered = conversation.render(messages, self._tokenizer, key)
+        token_ids = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        return stored if isinstance(stored, str) else rendered, token_ids
+
+    def _text(self, stored: object) -> tuple[str, list[int]]:
+        text = _plain_text(stored, self._config.prompt_key)
+        token_ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if token_ids[: len(self._begin_ids)] != self._begin_ids:  # the text may spell its begin token out
+            token_ids = self._begin_ids + token_ids
+        return text, token_ids
+
+    def _extra(self, record: Record) -> Mapping[str, Any]:
+        """The columns that no key names, and those of which a key names one field."""
+        extra = {}
+        for name, value in record.items():
+            if name not in self._used and name not in self.left_out:
+                try:
+                    extra[sys.intern(name)] = to_plain(value)  # a million records share the names of their columns
+                except ValueError as error:
+                    self.left_out[name] = str(error)
+        return extra or _NOTHING
 
 
-def _text(prompt: object, key: str) -> str:
+def _plain_text(prompt: object, key: str) -> str:
     if isinstance(prompt, list):
         raise ValueError(f"{key!r} is a list of messages; set data.apply_chat_template=true")
     if not isinstance(prompt, str):
-        raise ValueError(f"{key!r} is a JSON {type(prompt).__name__}, not text")
+        raise ValueError(f"{key!r} is a JSON {json_name(prompt)}, not text")
     if not prompt.strip():
         raise ValueError("empty prompt")
-    return prompt
-
-
-def _messages(prompt: object, key: str) -> list[dict]:
-    """Text becomes one user message; a list must hold {"role": .., "content": ..} objects."""
-    if not isinstance(prompt, list):
-        return [{"role": "user", "content": _text(prompt, key)}]
-    if not prompt:
-        raise ValueError("empty prompt")
-    for message in prompt:
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise ValueError(f'{key!r} has a message that is not an object with "role" and "content"')
+    if conversation.is_written_out(prompt):
+        raise ValueError(f"{key!r} is a text that holds a JSON list of messages: store the list itself")
+    check_text(prompt, repr(key))
     return prompt
 
 
 def _answer(answer: object, key: str) -> str | None:
-    if answer is None or isinstance(answer, str):
+    if answer is None or answer is MISSING:
+        return None
+    if isinstance(answer, str):
         return answer
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+    if isinstance(answer, (int, float, Decimal)) and not isinstance(answer, bool):
+        if not math.isfinite(answer):
+            raise ValueError(f"{key!r} is {answer}, which is no answer: give text, a number or null")
         return str(answer)
-    raise ValueError(f"{key!r} is a JSON {type(answer).__name__}, not text or a number")
+    raise ValueError(f"{key!r} is a JSON {json_name(answer)}, not text or a number")
 
 
 def _begin_ids(tokenizer: Any) -> list[int]:
-    """[begin token] where the tokenizer puts it in front by default, else []."""
+    """[begin token] if the tokenizer puts it in front by default, else []."""
     begin = tokenizer.bos_token_id
     with_specials = tokenizer("a")["input_ids"]
     without = tokenizer("a", add_special_tokens=False)["input_ids"]
     adds_begin = begin is not None and with_specials[:1] == [begin] and without[:1] != [begin]
     return [begin] if adds_begin else []
-
-
-class PromptStream:
-    """Endless epochs over the prompts; each epoch in an order that is a pure function of (seed, epoch).
-
-    The only state is `position`, the number of prompts handed out so far, so a resumed stream continues exactly. An
-    iteration may straddle two epochs, and may then hold the same prompt twice.
-    """
-
-    def __init__(self, prompts: list[Prompt], prompts_per_iteration: int, seed: int, shuffle: bool = True) -> None:
-        if not prompts:
-            raise ValueError("the prompt data set is empty (or every prompt is over data.max_prompt_length)")
-        if prompts_per_iteration < 1:
-            raise ValueError(f"prompts_per_iteration must be at least 1, got {prompts_per_iteration}")
-        if prompts_per_iteration > len(prompts):
-            raise ValueError(
-                f"train.prompts_per_iteration={prompts_per_iteration} is more than the {len(prompts)} prompts there "
-                f"are; set it to {len(prompts)} or less"
-            )
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
-        self.prompts = prompts
-        self.prompts_per_iteration = prompts_per_iteration
-        self.seed = seed
-        self.shuffle = shuffle
-        self.position = 0
-        self._cached_epoch = -1
-        self._cached_order = np.empty(0, dtype=np.int64)
-
-    def next(self) -> list[Prompt]:
-        """The next prompts_per_iteration prompts."""
-        prompts = [self._at(self.position + offset) for offset in range(self.prompts_per_iteration)]
-        self.position += self.prompts_per_iteration
-        return prompts
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        position = state["position"]
-        if position < 0:
-            raise ValueError(f"position must not be negative, got {position}")
-        self.position = int(position)
-
-    def _at(self, position: int) -> Prompt:
-        epoch, place = divmod(position, len(self.prompts))
-        return self.prompts[self._order(epoch)[place]]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch != self._cached_epoch:
-            self._cached_order = np.arange(len(self.prompts))
-            if self.shuffle:
-                # Sorting the raw words of a counter-based generator: numpy guarantees these bits in every version,
-                # which it doesn't for `Generator.permutation`.
-                key = np.array([self.seed, epoch], dtype=np.uint64)
-                words = np.random.Philox(key=key).random_raw(len(self.prompts))
-                self._cached_order = np.argsort(words, kind="stable")
-            self._cached_epoch = epoch
-        return self._cached_order

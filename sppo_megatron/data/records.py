@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sppo_megatron.config.checks.data import is_hub_id
+from sppo_megatron.data.json_values import json_name, parse_array, parse_object
+from sppo_megatron.errors import ConfigError
 
 Record = dict[str, Any]
 # A record and where it stands, counted from 1: "line 17", "row 17", "row 17 of part-2.parquet".
 PlacedRecord = tuple[str, Record | ValueError]
 
+_OTHER_SUFFIXES = {".csv": "CSV", ".tsv": "TSV", ".xlsx": "an Excel table"}
+_OTHER_STARTS = (
+    (codecs.BOM_UTF16_LE, "text in UTF-16"),
+    (codecs.BOM_UTF16_BE, "text in UTF-16"),
+    (b"\x1f\x8b", "compressed by gzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+    (b"BZh", "compressed by bzip2"),
+    (b"\xfd7zXZ", "compressed by xz"),
+    (b"ARROW1", "an Arrow file"),
+    (b"PK\x03\x04", "a zip archive"),
+)
 _SPLIT_NAMES = {"train", "validation", "test"}
 
 
@@ -26,15 +39,39 @@ class Split(NamedTuple):
     key: str
 
 
+class _Missing:
+    """No such column; null is another thing."""
+
+
+MISSING = _Missing()
+
+
+def column(record: Record, key: str) -> Any:
+    """The value of the column, or of a column's field if key is "column.field"; MISSING without one."""
+    if key in record:
+        return record[key]
+    value: Any = record
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return MISSING
+        value = value[name]
+    return value
+
+
+def column_error(record: Record, what: str, key: str, setting: str) -> ValueError:
+    return ValueError(f"{what} {key!r} ({setting}); the keys are {sorted(record)}")
+
+
 def read_records(path: str | Path, split: Split) -> Iterator[PlacedRecord]:
     """Every record in order; one that can't be read is a ValueError in its place, and reading goes on.
 
-    path: a JSONL file (blank lines are no records), a .parquet file, a folder of .parquet files in the order of their
-    names (those of one split where the names begin with one), a folder of `datasets.save_to_disk`, any other folder
-    that `datasets.load_dataset` takes, or a hub id, `org/name` or `org/name:configuration`.
+    path: a JSONL file in UTF-8 (blank lines are no records), a file that is one JSON array, a Parquet file, a folder of
+    .parquet files in the order of their names (those of one split if the names begin with one), a folder of
+    `datasets.save_to_disk`, any other folder that `datasets.load_dataset` takes, or a hub id, `org/name` or
+    `org/name:configuration`.
 
-    Raises FileNotFoundError; ValueError where there is no such split or the whole can't be read; ImportError, with what
-    to install, without pyarrow or datasets where they are needed.
+    Raises FileNotFoundError; ConfigError if there is no such split, the file is of another kind, or the whole can't be
+    read; ImportError, with what to install, without pyarrow or datasets if they are needed.
     """
     path = Path(path)
     if path.is_dir():
@@ -46,26 +83,46 @@ def read_records(path: str | Path, split: Split) -> Iterator[PlacedRecord]:
         return _of_dataset(path, _import("datasets").load_dataset, (str(path),), split)
     if path.exists() or not is_hub_id(str(path)):
         _check_no_split(path, split)
-        return _of_parquet([path]) if path.suffix == ".parquet" else _of_json_lines(path)
+        return _of_file(path)
     name, _, configuration = str(path).partition(":")
     return _of_dataset(path, _import("datasets").load_dataset, (name, configuration or None), split)
 
 
+def _of_file(path: Path) -> Iterator[PlacedRecord]:
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    if path.suffix == ".parquet" or start.startswith(b"PAR1"):
+        return _of_parquet([path])
+    kind = _OTHER_SUFFIXES.get(path.suffix.lower())
+    kind = next((name for magic, name in _OTHER_STARTS if start.startswith(magic)), kind)
+    if kind is None and b"\0" in start[:2]:
+        kind = "text in UTF-16"
+    if kind is not None:
+        raise ConfigError(
+            f"{path} is {kind}: give JSONL (an object a line, in UTF-8), a JSON array of objects, or Parquet"
+        )
+    is_array = start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    return _of_json_array(path) if is_array else _of_json_lines(path)
+
+
 def _of_json_lines(path: Path) -> Iterator[PlacedRecord]:
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield f"line {number}", _parse(line)
+                try:
+                    yield f"line {number}", parse_object(line)
+                except ValueError as error:
+                    yield f"line {number}", error
 
 
-def _parse(line: str) -> Record | ValueError:
+def _of_json_array(path: Path) -> Iterator[PlacedRecord]:
     try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        return ValueError(f"not JSON ({error.msg} at column {error.colno})")
-    if not isinstance(record, dict):
-        return ValueError(f"is a JSON {type(record).__name__}, not an object")
-    return record
+        records = parse_array(path.read_bytes().decode("utf-8-sig", errors="surrogateescape"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for number, record in enumerate(records, start=1):
+        is_object = isinstance(record, dict)
+        yield f"element {number}", record if is_object else ValueError(f"is a JSON {json_name(record)}, not an object")
 
 
 def _of_parquet_files(folder: Path, files: list[Path], split: Split) -> Iterator[PlacedRecord]:
@@ -90,8 +147,8 @@ def _of_parquet(files: list[Path]) -> Iterator[PlacedRecord]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"row {number}{where}", record
-        except arrow.ArrowException as error:
-            raise ValueError(f"{file} can't be read as Parquet, after {number} rows: {error}") from error
+        except (arrow.ArrowException, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} can't be read as Parquet, after {number} rows: {error}") from error
 
 
 def _of_dataset(path: Path, load: Any, arguments: tuple, split: Split) -> Iterator[PlacedRecord]:
@@ -99,7 +156,7 @@ def _of_dataset(path: Path, load: Any, arguments: tuple, split: Split) -> Iterat
     try:
         loaded = load(*arguments)
     except Exception as error:  # datasets and the hub's client raise what they like
-        raise ValueError(f"{path} can't be loaded by Hugging Face datasets: {error}") from error
+        raise ConfigError(f"{path} can't be loaded by Hugging Face datasets: {error}") from error
     if isinstance(loaded, dict):
         loaded = loaded[_choose(path, loaded, split)]
     else:
@@ -112,13 +169,13 @@ def _choose(path: Path, splits: Iterable[str], split: Split) -> str:
     names = sorted(splits)
     chosen = split.name or (names[0] if len(names) == 1 else split.default)
     if chosen not in names:
-        raise ValueError(f"{path} has no split {chosen!r}: set {split.key} to one of {', '.join(names)}")
+        raise ConfigError(f"{path} has no split {chosen!r}: set {split.key} to one of {', '.join(names)}")
     return chosen
 
 
 def _check_no_split(path: Path, split: Split) -> None:
     if split.name is not None:
-        raise ValueError(f"{path} has no splits, and {split.key}={split.name}: set it to null")
+        raise ConfigError(f"{path} has no splits, and {split.key}={split.name}: set it to null")
 
 
 def _import(module: str) -> Any:

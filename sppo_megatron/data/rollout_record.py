@@ -20,7 +20,7 @@ def to_record(group: Group) -> dict[str, Any]:
     record |= _given(prompt=prompt.text, answer=prompt.answer, prompt_index=prompt.index)
     if prompt.human_token_ids is not None:
         record["human_token_ids"] = prompt.human_token_ids.tolist()
-    record |= _given(messages=_plain(prompt.messages), extra=_plain(prompt.extra) or None, source=prompt.source)
+    record |= _given(messages=to_plain(prompt.messages), extra=to_plain(prompt.extra) or None, source=prompt.source)
     record["responses"] = [_response_to_record(response) for response in group.responses]
     if group.preference is not None:
         record["preference"] = group.preference.tolist()
@@ -43,7 +43,7 @@ def to_group(record: dict[str, Any], index: int) -> Group:
         answer=_answer(record),
         human_token_ids=None if human is None else _token_ids(human, "human_token_ids"),
         messages=_messages(record),
-        extra=_plain(_typed(record, "extra", dict, {})),
+        extra=to_plain(_typed(record, "extra", dict, {})),
         source=_typed(record, "source", str),
     )
     responses = []
@@ -77,13 +77,6 @@ def _numbers(values: np.ndarray | None) -> list[float] | None:
 
 def _given(**fields: Any) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return to_plain(value)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _to_response(record: object) -> Response:
@@ -128,7 +121,7 @@ def _messages(record: dict[str, Any]) -> list[dict[str, Any]] | None:
     for number, message in enumerate(messages or [], start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(f'messages: message {number} is not an object with a "role"')
-    return _plain(messages)
+    return to_plain(messages)
 
 
 def _is_number(value: object) -> bool:

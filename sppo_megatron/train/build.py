@@ -18,7 +18,7 @@ from sppo_megatron.cluster.consensus import agreed, check_same_config
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
 from sppo_megatron.data.atomic_file import write_atomically
-from sppo_megatron.data.prompts import PromptStream
+from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.engines.vllm.replica import VllmReplica
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint

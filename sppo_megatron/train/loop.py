@@ -16,7 +16,7 @@ from sppo_megatron.batch.build import build_batch, with_old_log_probs
 from sppo_megatron.batch.sequences import Sequences, sequences_of
 from sppo_megatron.batch.training_batch import TrainingBatch
 from sppo_megatron.config import Config
-from sppo_megatron.data.prompts import PromptStream
+from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
 from sppo_megatron.engines.base import RolloutEngine
 from sppo_megatron.engines.weight_probe import WeightProbe

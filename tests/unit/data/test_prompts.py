@@ -1,27 +1,25 @@
-"""Prompts from real files with real tokenizers, and the stream's order and resume."""
+"""Prompts from real files with real tokenizers."""
 
 import json
 import logging
-import subprocess
-import sys
+from datetime import date
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from sppo_megatron.config import DataConfig
-from sppo_megatron.data.prompts import PromptStream, load_prompts
-from sppo_megatron.types import Prompt
+from sppo_megatron.data.prompts import load_prompts
+from sppo_megatron.errors import ConfigError
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role not in ('user', 'system') %}"
     "{{ raise_exception('no role ' + m.role) }}{% endif %}[{{ m.role }}] {{ m.content }} {% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-PINNED = [[7, 3, 0, 1, 4, 2, 5, 6], [0, 5, 6, 4, 2, 1, 7, 3]]
 WORDS = ["<s>", "</s>", "<unk>", "[user]", "[system]", "[assistant]", "one", "two", "three"]
 
 
@@ -160,79 +158,63 @@ def test_nothing_left_is_an_error(write):
         load_prompts(path, make_tokenizer(), DataConfig(max_prompt_length=1))
 
 
-def make_prompts(n):
-    return [Prompt(index=i, token_ids=np.array([i], dtype=np.int32)) for i in range(n)]
-
-
-def drawn(stream, iterations):
-    return [[prompt.index for prompt in stream.next()] for _ in range(iterations)]
-
-
-@settings(deadline=None)
-@given(
-    n=st.integers(1, 12),
-    per_iteration=st.integers(1, 12),
-    seed=st.integers(0, 2**64 - 1),
-    shuffle=st.booleans(),
-    before=st.integers(0, 9),
-)
-def test_a_resumed_stream_continues_exactly_and_epochs_are_whole(n, per_iteration, seed, shuffle, before):
-    per_iteration = min(per_iteration, n)
-    whole = drawn(PromptStream(make_prompts(n), per_iteration, seed, shuffle), 15)
-
-    interrupted = PromptStream(make_prompts(n), per_iteration, seed, shuffle)
-    drawn(interrupted, before)
-    state = json.loads(json.dumps(interrupted.state_dict()))
-    assert state == {"position": before * per_iteration}
-    resumed = PromptStream(make_prompts(n), per_iteration, seed, shuffle)
-    resumed.load_state_dict(state)
-    assert drawn(resumed, 15 - before) == whole[before:]
-
-    flat = [index for iteration in whole for index in iteration]
-    for start in range(0, len(flat) - n + 1, n):
-        assert sorted(flat[start : start + n]) == list(range(n))
-        if not shuffle:
-            assert flat[start : start + n] == list(range(n))
-
-
-def test_epochs_and_seeds_differ():
-    first, second = drawn(PromptStream(make_prompts(50), 50, seed=1), 2)
-    (other,) = drawn(PromptStream(make_prompts(50), 50, seed=2), 1)
-    assert first != second
-    assert first != other
-    assert first != sorted(first)
-
-
-def test_the_order_is_pinned():
-    """Checkpoints hold a position only: an order that changes breaks every resume."""
-    assert drawn(PromptStream(make_prompts(8), 8, seed=1234), 2) == PINNED
-
-
-def test_the_order_is_the_same_in_another_process():
-    code = (
-        "import numpy as np\nfrom sppo_megatron.data.prompts import PromptStream\n"
-        "from sppo_megatron.types import Prompt\n"
-        "stream = PromptStream([Prompt(i, np.array([i])) for i in range(8)], 8, seed=1234)\n"
-        "print([[p.index for p in stream.next()] for _ in range(2)])"
+def test_fields_of_columns_and_everything_else(write):
+    """Keys may name a field of a column; a column with that very name comes first. What no key names is extra."""
+    path = write(
+        {"q": "one", "check": {"style": "rule", "truth": 4}, "level": 2, "tags": ["a", None]},
+        {"q": "one", "check.truth": "5", "check": {"truth": "6"}},
+        {"q": "one", "check": "7"},
     )
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert json.loads(output) == PINNED
+    config = DataConfig(prompt_key="q", answer_key="check.truth")
+    first, second, third = load_prompts(path, make_tokenizer(), config)
+    assert [p.answer for p in (first, second, third)] == ["4", "5", None]
+    assert first.extra == {"check": {"style": "rule", "truth": 4}, "level": 2, "tags": ["a", None]}
+    assert second.extra == {"check": {"truth": "6"}} and third.extra == {"check": "7"}
+    with pytest.raises(ValueError, match=r"line 3: no answer under 'check.truth' .*the keys are .'check', 'q'."):
+        load_prompts(path, make_tokenizer(), config, require_answer=True)
+
+
+def test_messages_are_kept_as_the_record_has_them(write):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "two"}]}]
+    path = write({"prompt": messages, "response": "three", "n": 1}, {"prompt": "one", "answer": "2", "response": "one"})
+    config = DataConfig(apply_chat_template=True, response_key="response")
+    chat, text = load_prompts(path, make_tokenizer(), config)
+    assert words(chat) == "<s> [user] two [assistant]"
+    assert chat.messages == messages and chat.extra == {"n": 1}
+    assert text.messages is None and text.extra == {}
+
+
+def test_columns_without_json_are_left_out_with_a_word(tmp_path, caplog):
+    rows = [{"prompt": "one", "image": b"png", "day": date(2026, 11, 28), "x": float("nan")} for _ in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with caplog.at_level(logging.WARNING):
+        prompts = load_prompts(tmp_path / "a.parquet", make_tokenizer(), DataConfig())
+    assert [prompt.extra for prompt in prompts] == [{"day": "2026-11-28", "x": None}] * 3
+    (record,) = caplog.records
+    assert "the column 'image' is left out of the prompts' extra: a bytes is no JSON value" in record.message
+
+
+def test_halves_of_surrogate_pairs_cost_their_own_prompt(write, caplog):
+    path = write({"prompt": "a \ud83d"}, {"prompt": "one", "answer": "2 \ud83d"})
+    with caplog.at_level(logging.WARNING):
+        (prompt,) = load_prompts(path, make_tokenizer(), DataConfig())
+    assert (prompt.index, prompt.answer) == (1, "2 \ud83d")
+    assert "dropped 1 of 2 prompts that have no tokens:\n  line 1: 'prompt' holds \\ud83d at character 3" in caplog.text
+    with pytest.raises(ConfigError, match="dropped 1 of 1 prompts"):
+        load_prompts(write({"prompt": "\ud83d"}), make_tokenizer(), DataConfig())
 
 
 @pytest.mark.parametrize(
-    ("n", "per_iteration", "seed", "message"),
+    ("record", "said"),
     [
-        (0, 1, 0, "data set is empty"),
-        (3, 4, 0, "prompts_per_iteration=4 is more than the 3 prompts"),
-        (3, 0, 0, "at least 1"),
-        (3, 1, -1, "seed"),
+        ('{"prompt": "one", "answer": NaN}', "'answer' is nan, which is no answer"),
+        ('{"prompt": "one", "answer": true}', "'answer' is a JSON bool, not text or a number"),
+        ('{"prompt": "one", "answer": ["1"]}', "'answer' is a JSON list, not text or a number"),
+        ('{"prompt": "one", "answer": {"a": 1}}', "'answer' is a JSON object, not text or a number"),
+        ('{"prompt": "one", "prompt": "two"}', "the key 'prompt' stands twice"),
+        ('{"prompt": "[{\\"role\\": \\"user\\"}]"}', "'prompt' is a text that holds a JSON list of messages"),
     ],
 )
-def test_what_cannot_work_is_said_at_construction(n, per_iteration, seed, message):
-    with pytest.raises(ValueError, match=message):
-        PromptStream(make_prompts(n), per_iteration, seed)
-
-
-def test_a_negative_position_is_refused():
-    with pytest.raises(ValueError, match="position"):
-        PromptStream(make_prompts(3), 1, 0).load_state_dict({"position": -1})
+def test_what_would_be_changed_silently_is_refused(write, record, said):
+    with pytest.raises(ConfigError, match=f"line 2: {said}"):
+        load_prompts(write({"prompt": "one"}, record), make_tokenizer(), DataConfig())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from sppo_megatron.config import DataConfig
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.data.records import Split, read_records
+from sppo_megatron.errors import ConfigError
 from tests.unit.data.test_prompts import make_tokenizer, words
 
 TRAIN, EVAL = Split(None, "train", "data.train_split"), Split(None, "test", "data.eval_split")
@@ -154,3 +156,59 @@ def test_without_the_packages_the_message_says_what_to_install(tmp_path, name, p
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
     assert f'needs {package}: pip install "sppo-megatron[data]"' in done.stderr.splitlines()[-1]
+
+
+LINES = "".join(json.dumps(record) + "\n" for record in OTHERS * 3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + LINES.encode(),
+        LINES.replace("\n", "\r\n").encode(),
+        LINES.replace("\n", "\r").encode(),
+        b"\n" + LINES.strip().encode(),
+        json.dumps(OTHERS * 3).encode(),
+        b"\xef\xbb\xbf\n " + json.dumps(OTHERS * 3, indent=1).encode(),
+    ],
+    ids=["bom", "crlf", "cr", "no end", "array", "indented array"],
+)
+def test_the_same_records_in_other_dress(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    assert records_of(path) == OTHERS * 3
+
+
+def test_parquet_by_its_content(tmp_path):
+    assert records_of(write_parquet(tmp_path / "train", RECORDS)) == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.csv", b"prompt,answer\n", "CSV"),
+        ("a.jsonl", LINES.encode("utf-16"), "text in UTF-16"),
+        ("a.jsonl", LINES.encode("utf-16-le"), "text in UTF-16"),
+        ("a.jsonl", LINES.encode("utf-16-be"), "text in UTF-16"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode()), "compressed by gzip"),
+    ],
+)
+def test_files_of_other_kinds_are_named(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{name} is {kind}: give JSONL"):
+        records_of(tmp_path / name)
+
+
+def test_places_in_an_array_and_in_lines_of_other_encodings(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "one"},\n 7]')
+    (_, first), (place, second) = read_records(path, TRAIN)
+    assert first == {"prompt": "one"} and place == "element 2" and str(second) == "is a JSON int, not an object"
+    path.write_text('[{"prompt": "one"},\n {"prompt": "tw')
+    with pytest.raises(ConfigError, match=r"a.json: not JSON .* at line 2, column 13"):
+        records_of(path)
+    path.write_bytes(b'[{"prompt":\n "caf\xe9"}]')
+    with pytest.raises(ConfigError, match=r"a.json: byte 0xe9 at line 2, column 6 is not UTF-8"):
+        records_of(path)
+    path.write_bytes(LINES.encode() + b'{"prompt": "caf\xe9"}\n')
+    assert str(records_of(path)[3]) == "byte 0xe9 at column 16 is not UTF-8: convert the file to UTF-8"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sppo_megatron.config import Config
-from sppo_megatron.data.prompts import PromptStream
+from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.rollout.ahead import RolloutsAhead
 from sppo_megatron.train.loop import Trainer

@@ -1,0 +1,67 @@
+"""The endless, resumable stream that the trainer draws its prompts from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.types import Prompt
+
+
+class PromptStream:
+    """Endless epochs over the prompts; each epoch in an order that is a pure function of (seed, epoch).
+
+    The only state is `position`, the number of prompts handed out so far, so a resumed stream continues exactly. An
+    iteration may straddle two epochs, and may then hold the same prompt twice.
+    """
+
+    def __init__(self, prompts: list[Prompt], prompts_per_iteration: int, seed: int, shuffle: bool = True) -> None:
+        if not prompts:
+            raise ConfigError("the prompt data set is empty (or every prompt is over data.max_prompt_length)")
+        if prompts_per_iteration < 1:
+            raise ConfigError(f"prompts_per_iteration must be at least 1, got {prompts_per_iteration}")
+        if prompts_per_iteration > len(prompts):
+            raise ConfigError(
+                f"train.prompts_per_iteration={prompts_per_iteration} is more than the {len(prompts)} prompts there "
+                f"are; set it to {len(prompts)} or less"
+            )
+        if seed < 0:
+            raise ConfigError(f"seed must not be negative, got {seed}")
+        self.prompts = prompts
+        self.prompts_per_iteration = prompts_per_iteration
+        self.seed = seed
+        self.shuffle = shuffle
+        self.position = 0
+        self._cached_epoch = -1
+        self._cached_order = np.empty(0, dtype=np.int64)
+
+    def next(self) -> list[Prompt]:
+        """The next prompts_per_iteration prompts."""
+        prompts = [self._at(self.position + offset) for offset in range(self.prompts_per_iteration)]
+        self.position += self.prompts_per_iteration
+        return prompts
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        position = state["position"]
+        if position < 0:
+            raise ValueError(f"position must not be negative, got {position}")
+        self.position = int(position)
+
+    def _at(self, position: int) -> Prompt:
+        epoch, place = divmod(position, len(self.prompts))
+        return self.prompts[self._order(epoch)[place]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch != self._cached_epoch:
+            self._cached_order = np.arange(len(self.prompts))
+            if self.shuffle:
+                # Sorting the raw words of a counter-based generator: numpy guarantees these bits in every version,
+                # which it doesn't for `Generator.permutation`.
+                key = np.array([self.seed, epoch], dtype=np.uint64)
+                words = np.random.Philox(key=key).random_raw(len(self.prompts))
+                self._cached_order = np.argsort(words, kind="stable")
+            self._cached_epoch = epoch
+        return self._cached_order
