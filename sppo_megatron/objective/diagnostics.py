@@ -136,7 +136,7 @@ def finalize_diagnostics(
     of δ; residual_rms = sqrt(mean (s − δ)²); r_squared = 1 − Σ(s − δ)²/Σ(δ − mean δ)²; sign_agreement: share of the δ ≠
     0 whose sign s has; implied_reward_mean: mean τ·s; kl_k1 = mean −s, kl_k2 = mean s²/2 (per sequence) and kl_k3 =
     mean of e^s − 1 − s (per token), all of KL(π_t‖π_θ) since the samples are π_t's; entropy per token; reward_mean,
-    win_rate_mean, anchor_win_rate_mean; degenerate_group_share, truncation_rate: shares; response_length_mean: tokens;
+    win_rate_mean; degenerate_group_share, truncation_rate: shares; response_length_mean: tokens;
     rollout_log_prob_diff_{mean, max} of |old − rollout| per token, rollout_log_prob_diff_sequence_mean of |Σ_t (old −
     rollout)| per sequence (a bias per token grows with length here); importance_ess = (Σw)²/Σw², in sequences.
     sequences and invalid_sequences are counts. Standard deviations are the population's.

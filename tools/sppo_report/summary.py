@@ -123,7 +123,6 @@ _ROWS: tuple[tuple[str, Callable[[Run], str]], ...] = (
     ("Reward", _first_to_last(metric("reward_mean"))),
     ("Reward in the evaluation", _before_to_after("eval_reward_mean")),
     ("Exact match in the evaluation", _before_to_after("eval_exact_match")),
-    ("Win rate against the anchor", _first_to_last(metric("anchor_win_rate_mean"))),
     ("Root mean square of s, nats", _first_to_last(log_ratio_rms)),
     ("R²", _first_to_last(metric("r_squared"), ".2f", after_first_step=True)),
     ("Entropy, nats per token", _first_to_last(metric("entropy"))),

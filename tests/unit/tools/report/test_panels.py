@@ -17,7 +17,6 @@ def every_metric():
         tau=1.0,
         rewards=column,
         win_rate=column,
-        anchor_win_rate=column,
         truncated=column,
         importance_weight=column,
         rollout_log_ratio=column,
