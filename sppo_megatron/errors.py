@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A configuration that can't run; the message says what to change."""
@@ -18,3 +20,10 @@ class LostRankError(RuntimeError):
     def __init__(self, message: str, speaks: bool = True):
         super().__init__(message)
         self.speaks = speaks
+
+
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raises ConfigError with every problem on a line of its own; does nothing if there is none."""
+    found = list(problems)
+    if found:
+        raise ConfigError("\n".join(found))

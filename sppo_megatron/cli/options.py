@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sppo_megatron.cluster.exit_codes import run_to_end
 from sppo_megatron.config import ModelConfig, ParallelismConfig
-from sppo_megatron.config.checks import check_layout, check_processes
+from sppo_megatron.config.parallelism import check_layout, check_processes
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.train.command import set_up_logging
 

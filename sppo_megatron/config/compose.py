@@ -1,26 +1,27 @@
-"""Composes the configuration with Hydra: typed by `config.Config`, from `configs/`, with command-line overrides.
+"""Composes the configuration with Hydra from `configs/` and command-line overrides; types it as `config.Config`.
 
 Hydra's compose API is used and not its decorator, so that nothing is written and no folder is made per rank.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppo_megatron.config import Config
-from sppo_megatron.errors import ConfigError
+from sppo_megatron.config.overrides import find_unknown, is_free, quote_text, suggestion
+from sppo_megatron.config.schema import Config, all_keys
+from sppo_megatron.config.values import to_config
+from sppo_megatron.errors import ConfigError, raise_problems
 
 
 def config_folder() -> Path:
@@ -33,26 +34,50 @@ def config_folder() -> Path:
 def compose_config(overrides: Sequence[str], *, extra_folder: str | None = None) -> tuple[Config, DictConfig]:
     """(typed, plain) configuration from `key=value` and `group=option` overrides.
 
-    extra_folder: one more place where groups and experiments are looked for. Raises ConfigError with the known keys
-    nearest to an unknown one.
+    extra_folder: one more place to look for groups and experiments. Raises ConfigError naming every unknown key with
+    the known ones nearest to it, or every value that its key can't have.
     """
-    ConfigStore.instance().store(name="schema", node=Config)
+    folders = [config_folder(), *([Path(extra_folder)] if extra_folder else [])]
+    groups = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
+    raise_problems(find_unknown(overrides, groups))
     search = [f"hydra.searchpath=[file://{Path(extra_folder).resolve()}]"] if extra_folder else []
+    ConfigStore.instance().store(name="schema", node=_defaults())
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
-            composed = compose("config", overrides=[*overrides, *search])
-        typed: Any = OmegaConf.to_object(composed)
+            composed = compose("config", overrides=[*map(quote_text, overrides), *search])
+        raise_problems(f"{key} is not a known key{suggestion(key)}" for key in _unknown_in(composed))
+        raise_problems(f"{key} must be given: {key}=..." for key in sorted(OmegaConf.missing_keys(composed)))
+        values: Any = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
-    unknown = sorted(set(_keys_in(composed)) - set(_known_keys()))
-    if unknown:  # `+key=value` gets past the schema, and nothing would read it
-        raise ConfigError("\n".join(f"{key} is not a known key{_suggestion(key)}" for key in unknown))
-    return typed, composed
+    return to_config(values), composed
+
+
+def _defaults() -> DictConfig:
+    """What the YAML files are merged into. Only what lies in a mapping may have names that aren't keys."""
+    node = OmegaConf.create(asdict(Config()))
+    for name in all_keys():
+        if is_free(name):
+            OmegaConf.set_struct(OmegaConf.select(node, name), False)
+    return node
+
+
+def _unknown_in(composed: DictConfig, prefix: str = "") -> list[str]:
+    """Names that no key has: files may bring them."""
+    known, found = all_keys(), []
+    for name, node in composed.items_ex(resolve=False):
+        key = prefix + str(name)
+        is_group = any(other.startswith(f"{key}.") for other in known)
+        if is_group and isinstance(node, DictConfig):
+            found += _unknown_in(node, f"{key}.")
+        elif not is_group and key not in known:
+            found.append(key)
+    return found
 
 
 def _explain(error: Exception) -> str:
-    """The reasons in one line, with a suggestion for a key or an option that isn't known."""
+    """The reasons in one line, with the way out if an option isn't known or an override can't be read."""
     reasons = []
     cause: BaseException | None = error
     while cause is not None:
@@ -61,41 +86,20 @@ def _explain(error: Exception) -> str:
     text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
     if isinstance(error, MissingConfigException) and error.options:
         return f"{text}: choose one of {', '.join(error.options)}"
-    unknown = re.match(r"Could not override '([^']+)'", text)
-    return text + _suggestion(unknown[1]) if unknown else text
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    place = re.search(r"full_key: (.+)", "\n".join(map(str, (error, error.__cause__))))
+    if place and "is not in struct" in text:
+        return f"{place[1]} is not a known key{suggestion(place[1])}"
+    return f"{place[1]}: {text}" if place else text
 
 
-def _suggestion(key: str) -> str:
-    """The known keys nearest to one that isn't known, by their last names where it has no group."""
-    known = _known_keys()
-    if key in known:
-        return ""
-    names = {name: [name] for name in known}
-    if "." not in key:
-        for name in known:
-            names.setdefault(name.rpartition(".")[2], []).append(name)
-    near = [name for match in difflib.get_close_matches(key, names, n=3, cutoff=0.6) for name in names[match]]
-    return f"; did you mean {', '.join(dict.fromkeys(near))}?" if near else ""
-
-
-def _known_keys() -> list[str]:
-    """Every key of the schema by its dotted name, groups by their own name too."""
-    return _keys_of(Config())
-
-
-def _keys_of(group: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for key in fields(group):
-        name, value = prefix + key.name, getattr(group, key.name)
-        keys += [name, *(_keys_of(value, f"{name}.") if is_dataclass(value) else ())]
-    return keys
-
-
-def _keys_in(composed: DictConfig, prefix: str = "") -> list[str]:
-    """The same of a composed configuration. What lies in a key whose value is free (a dict) is no key."""
-    keys = []
-    for key, node in composed.items_ex(resolve=False):
-        name = prefix + str(key)
-        free = isinstance(node, DictConfig) and node._metadata.object_type in (None, dict)
-        keys += [name, *(_keys_in(node, f"{name}.") if isinstance(node, DictConfig) and not free else ())]
-    return keys
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override} is not an override: write key=value, or group=option"
+    quoted = value.replace('"', '\\"')
+    return (
+        f"{override} is not readable as key=value. Text with special characters takes quotes of its own inside the "
+        f"shell's: '{key}=\"{quoted}\"'"
+    )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sppo_megatron.config.checks.data import is_hub_id
+from sppo_megatron.config.data import is_hub_id
 from sppo_megatron.data.json_values import json_name, parse_array, parse_object
 from sppo_megatron.errors import ConfigError
 

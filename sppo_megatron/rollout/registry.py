@@ -71,7 +71,7 @@ def _problems(config: Config, world_size: int) -> Iterator[str]:
     engine = ENGINES.get(r.engine)
     if r.ahead and not (engine and engine.works_ahead):
         able = _listed([name for name, kind in ENGINES.items() if kind.works_ahead])
-        yield f"rollout.ahead={r.ahead} needs rollout.engine={able}: other engines share the trainer's processes"
+        yield f"rollout.ahead=true needs rollout.engine={able}: other engines share the trainer's processes"
     if r.verify and not (engine and engine.has_own_weights):
         yield f"rollout.verify=true is for engines with weights of their own, and rollout.engine={r.engine} has none"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_layout
+from sppo_megatron.config.parallelism import check_layout
 from sppo_megatron.data.human_response import drop_long_responses
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.data.records import Split

@@ -11,8 +11,8 @@ import torch
 
 from sppo_megatron.batch.training_batch import TrainingBatch
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks.precision import find_fp8_problem
 from sppo_megatron.config.compose import compose_config
+from sppo_megatron.config.precision import find_fp8_problem
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import Fp8Probe

@@ -170,7 +170,7 @@ def test_weights_over_a_shared_disk(task: Path, reference: Path, tmp_path: Path)
 def test_one_step_ahead(task: Path, servers, tmp_path: Path) -> None:
     """Responses are of the policy one iteration back, weighted for it; a resumed run has the very same ones."""
     ahead = {
-        "rollout.ahead": 1,
+        "rollout.ahead": "true",
         "objective.importance_weight": "sequence",
         "objective.importance_cap": 1.2,
         "train.iterations": 4,

@@ -79,7 +79,6 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None) -> Iterato
     if not overrides:
         return
     from sppo_doctor.features import check_features
-    from sppo_megatron.config.checks.values import check_values
     from sppo_megatron.config.compose import compose_config
 
     has_model = True
@@ -93,10 +92,7 @@ def check_overrides(overrides: Sequence[str], config_dir: str | None) -> Iterato
     except ConfigError as error:
         yield Finding("configuration", "overrides", PROBLEM, str(error))
         return
-    unknown = list(check_values(config))
-    yield from (Finding("configuration", "value", PROBLEM, text) for text in unknown)
-    if not unknown:
-        yield from (finding for finding in check_features(config) if has_model or finding.subject != "model.hf_path")
+    yield from (finding for finding in check_features(config) if has_model or finding.subject != "model.hf_path")
 
 
 def _examine_ranks(options: argparse.Namespace) -> int:

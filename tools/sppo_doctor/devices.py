@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sppo_doctor.finding import NOTE, OK, PROBLEM, WARNING, Finding
-from sppo_megatron.config.checks.precision import FP8_REQUIREMENTS
+from sppo_megatron.config.precision import FP8_REQUIREMENTS
 from sppo_megatron.parallel.fused_kernels import cuda_version
 
 AREA = "devices"

@@ -11,7 +11,7 @@ import torch
 
 from sppo_doctor.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks.precision import find_fp8_problem
+from sppo_megatron.config.precision import find_fp8_problem
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.parallel.kernels import select_kernels
 from sppo_megatron.rollout.registry import engine_kind

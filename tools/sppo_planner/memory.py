@@ -109,7 +109,7 @@ def _training_moments(job: Job, stage: int) -> dict[str, tuple[Part, ...]]:
 
 
 def _fused(job: Job) -> bool:
-    return job.config.train.fused_loss == "auto" and job.config.objective.pairwise is None
+    return job.config.train.fused_loss and job.config.objective.pairwise is None
 
 
 def _logits(job: Job) -> Part:

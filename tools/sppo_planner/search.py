@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from sppo_megatron.config import ParallelismConfig
-from sppo_megatron.config.checks import check_layout, check_processes
+from sppo_megatron.config.model import Granularity
+from sppo_megatron.config.parallelism import check_layout, check_processes
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture
 from sppo_planner.cluster import GIB
@@ -17,7 +18,7 @@ from sppo_planner.memory import Memory, memory
 from sppo_planner.timing import Times, times
 from sppo_planner.vllm_cache import find_vllm_problems
 
-GRANULARITIES = (None, "selective", "full")
+GRANULARITIES: tuple[Granularity | None, ...] = (None, "selective", "full")
 _MOST_STAGES = 16
 _SHORTEST_CONTEXT = 4096  # tokens of a rank below which context parallelism isn't tried
 
@@ -48,9 +49,9 @@ def search(job: Job) -> list[Plan]:
     return fitting + sorted((each for each in plans if not each.fits), key=lambda each: each.memory.total)
 
 
-def plan(job: Job, granularities: tuple[str | None, ...] = GRANULARITIES) -> Plan:
+def plan(job: Job, granularities: tuple[Granularity | None, ...] = GRANULARITIES) -> Plan:
     """The plan of the job's layout, with the first of these recompute_granularities that fits, or the last."""
-    found: dict[str | None, tuple[Job, Memory]] = {}
+    found: dict[Granularity | None, tuple[Job, Memory]] = {}
     for granularity in GRANULARITIES:
         variant = _with_granularity(job, granularity)
         found[granularity] = variant, memory(variant)
@@ -115,7 +116,7 @@ def _with_layout(job: Job, layout: ParallelismConfig) -> Job:
     return replace(job, config=config)
 
 
-def _with_granularity(job: Job, granularity: str | None) -> Job:
+def _with_granularity(job: Job, granularity: Granularity | None) -> Job:
     config = copy.copy(job.config)
     config.model = replace(config.model, recompute_granularity=granularity)
     return replace(job, config=config)

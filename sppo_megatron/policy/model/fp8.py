@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from sppo_megatron.config import ParallelismConfig, PrecisionConfig
-from sppo_megatron.config.checks.precision import find_fp8_problem
+from sppo_megatron.config.precision import find_fp8_problem
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 

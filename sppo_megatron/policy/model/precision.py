@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from sppo_megatron.config import PrecisionConfig
+from sppo_megatron.config.precision import Dtype
 from sppo_megatron.policy.model.fp8 import check_fp8
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def params_dtype(precision: PrecisionConfig) -> torch.dtype:

@@ -122,7 +122,7 @@ def build_heads(
         "kernels": run.train.log_prob_kernels,
     }
     log_probs = LogProbHead(**shared, with_entropy=True)
-    if not objective.is_regression or run.train.fused_loss == "off":
+    if not objective.is_regression or not run.train.fused_loss:
         return log_probs, LogProbHead(**shared)
     return log_probs, SppoLossHead(
         **shared, objective=objective, logits_budget=int(run.train.logits_budget_mib * 2**20)

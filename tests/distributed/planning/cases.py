@@ -37,7 +37,7 @@ CASES = [
     Case("one-process-full", 1, FULL),
     Case("one-process-full-two-layers", 1, {**FULL, "model.recompute_num_layers": 2}),
     Case("one-process-block", 1, BLOCK),
-    Case("one-process-unfused", 1, {"train.fused_loss": "off"}),
+    Case("one-process-unfused", 1, {"train.fused_loss": "false"}),
     Case("tp2", 2, {TP: 2}),
     Case("tp2-sp-bf16", 2, {TP: 2, SP: "true", **BF16}),
     Case("tp2-sp-full", 2, {TP: 2, SP: "true", **FULL}),

@@ -119,7 +119,7 @@ def planned_activations(case: Case, folder: Path, stage: int) -> float:
         response_tokens=RESPONSE,
         padded_vocab_size=table.padded_vocab_size(sizes.tp),
         saved=saved,
-        fused=config.train.fused_loss == "auto",
+        fused=config.train.fused_loss,
     )
     return layers.held.value + max(head.value, layers.recomputed.value)
 

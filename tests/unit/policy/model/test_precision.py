@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sppo_megatron.config import Config, PrecisionConfig
-from sppo_megatron.config.checks.precision import check_precision
 from sppo_megatron.config.compose import compose_config, config_folder
+from sppo_megatron.config.precision import check_precision
 from sppo_megatron.policy.model import precision
 
 from megatron.core.distributed import DistributedDataParallelConfig  # isort: skip

@@ -30,7 +30,7 @@ def test_fp8_presets_on_a_cpu(preset):
 
 def test_an_override_that_is_unknown():
     assert "fp9" in find("precision.fp9=true")["overrides"].text
-    assert find("precision.fp8_recipe=fast")["value"].status == "problem"
+    assert "fast" in find("precision.fp8_recipe=fast")["overrides"].text
 
 
 def test_ranks_are_examined_under_torchrun(monkeypatch, capsys):

@@ -51,7 +51,7 @@ def test_the_loss_head(make_job):
     vocabulary = 152064
     assert head.value == 1536 * 3584 * 2 + 512 * 3584 * 4 + vocabulary * 3584 * 4
     assert found.part("logits") == max(100 * 2**20, next(p.value for p in found.moments["old log-probs"]))
-    unfused = memory(make_job("train.fused_loss=off", gpus=1))
+    unfused = memory(make_job("train.fused_loss=false", gpus=1))
     assert unfused.part("LM head") == 1536 * 3584 * 2 + 512 * 3584 * 2
 
 

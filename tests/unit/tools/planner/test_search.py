@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from sppo_megatron.config.checks import check_layout, check_processes
+from sppo_megatron.config.parallelism import check_layout, check_processes
 from sppo_planner.cluster import GIB
 from sppo_planner.memory import memory
 from sppo_planner.search import find_problems, layouts, plan, search

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sppo_megatron.config import ParallelismConfig
-from sppo_megatron.config.checks import check_layout, check_processes
+from sppo_megatron.config.parallelism import check_layout, check_processes
 from sppo_megatron.errors import ConfigError
 
 SIZES = {"num_layers": 4, "num_attention_heads": 8, "num_query_groups": 4, "ffn_hidden_size": 64}

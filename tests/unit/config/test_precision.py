@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sppo_megatron.config import Config, PrecisionConfig
-from sppo_megatron.config.checks.precision import FP8_REQUIREMENTS, check_precision, find_fp8_problem
+from sppo_megatron.config.precision import FP8_REQUIREMENTS, check_precision, find_fp8_problem
 
 
 def problems(**values: object) -> list[str]:

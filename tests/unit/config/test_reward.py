@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks.reward import check_reward
+from sppo_megatron.config.reward import check_reward
 
 URLS = ["http://127.0.0.1:8000", "https://judge.example/"]
 

@@ -1,11 +1,38 @@
-"""Whether processes and a model can be laid out as configured."""
+"""How processes and a model are laid out, and whether they can be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from sppo_megatron.config import ParallelismConfig
-from sppo_megatron.config.checks.report import raise_problems
+from sppo_megatron.config.keys import AtLeastOne, Free
+from sppo_megatron.errors import raise_problems
+
+
+@dataclass
+class ParallelismConfig:
+    """Megatron-Core's parallel sizes. The data-parallel size is what remains of the world."""
+
+    tensor_model_parallel_size: Free[AtLeastOne[int]] = 1
+    "Ranks that each weight matrix is split over."
+    pipeline_model_parallel_size: Free[AtLeastOne[int]] = 1
+    "Stages that the layers are split into."
+    virtual_pipeline_model_parallel_size: Free[AtLeastOne[int] | None] = None
+    "Chunks of layers on each stage, interleaved; null = one."
+    context_parallel_size: Free[AtLeastOne[int]] = 1
+    "Ranks that each sequence is split over."
+    expert_model_parallel_size: Free[AtLeastOne[int]] = 1
+    "Ranks that the experts are spread over."
+    expert_tensor_parallel_size: Free[AtLeastOne[int] | None] = None
+    "Ranks that each expert's matrices are split over; null = tensor_model_parallel_size."
+    sequence_parallel: Free[bool] = False
+    "Split the sequence over the tensor-parallel ranks between the matrix products."
+    overlap_grad_reduce: Free[bool] = False
+    "Reduce gradients while the backward pass runs."
+    overlap_param_gather: Free[bool] = False
+    "Gather weights while the forward pass runs."
+    distributed_timeout_minutes: Free[AtLeastOne[int]] = 30
+    "How long a rank waits for the others."
 
 
 def check_layout(
@@ -18,7 +45,7 @@ def check_layout(
     num_experts: int | None = None,
     expert_ffn_hidden_size: int | None = None,
 ) -> None:
-    """Raises ConfigError where the model can't be cut as configured. num_experts: None for a dense model."""
+    """Raises ConfigError if the model can't be cut as configured. num_experts: None for a dense model."""
     tp = parallelism.tensor_model_parallel_size
     stages = parallelism.pipeline_model_parallel_size * (parallelism.virtual_pipeline_model_parallel_size or 1)
     problems = []
@@ -43,13 +70,13 @@ def check_layout(
 
 
 def check_processes(parallelism: ParallelismConfig, world_size: int) -> None:
-    """Raises ConfigError where world_size processes can't be laid out as configured."""
+    """Raises ConfigError if world_size processes can't be laid out as configured."""
     raise_problems(find_process_problems(parallelism, world_size))
 
 
 def find_process_problems(p: ParallelismConfig, world_size: int) -> Iterator[str]:
     model_parallel = p.tensor_model_parallel_size * p.pipeline_model_parallel_size * p.context_parallel_size
-    if model_parallel > 0 and world_size % model_parallel:
+    if world_size % model_parallel:
         yield (
             f"{world_size} processes can't be split into model replicas of {model_parallel} = tensor "
             f"{p.tensor_model_parallel_size} × pipeline {p.pipeline_model_parallel_size} × context "
@@ -101,8 +128,6 @@ def _check_expert_groups(p: ParallelismConfig, world_size: int) -> Iterator[str]
     """How many processes the experts are spread over: whole replicas, or parts of one."""
     etp, ep = p.expert_tensor_parallel_size or p.tensor_model_parallel_size, p.expert_model_parallel_size
     block, stages, tp = etp * ep, p.pipeline_model_parallel_size, p.tensor_model_parallel_size
-    if min(block, stages, tp) < 1:
-        return
     if world_size % (block * stages):
         yield (
             f"{world_size} processes can't be split into expert replicas of {block * stages} = expert tensor {etp} × "

@@ -8,10 +8,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-from sppo_megatron.config import Config, PrecisionConfig
+from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, NextIteration, NotNegative, Positive
 
+if TYPE_CHECKING:
+    from sppo_megatron.config.schema import Config
+
+Dtype = Literal["fp32", "bf16", "fp16"]
 Version = tuple[int, int]
+
+
+@dataclass
+class PrecisionConfig:
+    """Number formats. FP8 is for the layers' matrix products: LM head, embedding and log-probs stay in dtype, fp32."""
+
+    dtype: Fixed[Dtype] = "bf16"
+    "Of parameters and activations; fp16 has a dynamic loss scale."
+    initial_loss_scale: Fixed[Positive[float]] = 65536.0
+    "Where fp16's dynamic loss scale starts."
+    fp8: NextIteration[Literal["hybrid", "e4m3"] | None] = None
+    "FP8 by Transformer Engine: hybrid has gradients in e5m2, e4m3 everything; null = no FP8."
+    fp8_recipe: NextIteration[Literal["delayed", "tensorwise", "blockwise", "mxfp8"]] = "blockwise"
+    "How values are scaled to FP8."
+    fp8_param: NextIteration[bool] = False
+    "Store and gather weights in FP8, too; the optimizer keeps them in fp32."
+    fp8_margin: NextIteration[NotNegative[int]] = 0
+    "Of the delayed recipe alone: powers of two between the largest value and FP8's largest."
+    fp8_amax_history_len: NextIteration[AtLeastOne[int]] = 1
+    "Of the delayed recipe alone: steps whose largest values are remembered."
+    fp8_amax_compute_algo: NextIteration[Literal["most_recent", "max"]] = "most_recent"
+    "Of the delayed recipe alone: which of the remembered values is taken."
+    first_last_layers_bf16: NextIteration[bool] = False
+    "Keep the first and the last layers in bf16."
+    num_layers_at_start_in_bf16: NextIteration[NotNegative[int]] = 1
+    "How many of the first, with first_last_layers_bf16."
+    num_layers_at_end_in_bf16: NextIteration[NotNegative[int]] = 1
+    "How many of the last, with first_last_layers_bf16."
+    fp8_probe_samples: Free[NotNegative[int]] = 16
+    "Responses of each iteration whose log-probs are computed without FP8, too, for comparison."
+    fp8_max_log_ratio_diff: Free[Positive[float] | None] = None
+    "Nats a response: the mean difference above which the run stops; null = it is only logged."
 
 
 @dataclass(frozen=True)
@@ -72,7 +109,7 @@ def check_precision(config: Config) -> Iterator[str]:
 def find_fp8_problem(
     precision: PrecisionConfig, *, transformer_engine: bool, capability: Version | None, cuda: Version
 ) -> str | None:
-    """Why the configured FP8 can't run on this machine, with the way out; None where it can, or where FP8 is off.
+    """Why the configured FP8 can't run on this machine, with the way out; None if it can, or if FP8 is off.
 
     transformer_engine: whether it is installed. capability: of the GPU, None without one. cuda: torch's.
     """

@@ -1,0 +1,51 @@
+"""Where the prompts come from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, UserPath
+
+
+@dataclass
+class DataConfig:
+    """Records of prompts. A path is a JSONL file, a Parquet file or a folder of them, a folder saved by Hugging Face
+    `datasets`, or a hub id (org/name or org/name:configuration)."""
+
+    train_path: Fixed[UserPath | None] = None
+    "Prompts to train on."
+    eval_path: Free[UserPath | None] = None
+    "Prompts to evaluate on; null = no evaluation."
+    train_split: Fixed[str | None] = None
+    "Which split of data that has several; null = train."
+    eval_split: Free[str | None] = None
+    "Which split of data that has several; null = test."
+    prompt_key: Fixed[str] = "prompt"
+    "Column with the prompt: text or chat messages."
+    answer_key: Fixed[str] = "answer"
+    "Column with the ground truth."
+    response_key: Fixed[str | None] = None
+    """Column with a human's response, as text (objective.pairwise=spin); one of more than rollout.max_response_length
+    tokens is dropped with its prompt, and counted."""
+    apply_chat_template: Fixed[bool] = False
+    "Make text one user message, and apply the tokenizer's chat template."
+    max_prompt_length: Fixed[AtLeastOne[int] | None] = None
+    "Tokens; longer prompts are dropped and counted."
+
+
+_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether it reads as `org/name` or `org/name:configuration`, and not as a data file."""
+    return Path(path).suffix not in _FILES and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]+)?", path) is not None
+
+
+def check_data(data: DataConfig) -> Iterator[str]:
+    for key in ("train_path", "eval_path"):
+        path = getattr(data, key)
+        if path is not None and not Path(path).exists() and not is_hub_id(path):
+            yield f"data.{key}={path} does not exist"

@@ -1,0 +1,19 @@
+"""Evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sppo_megatron.config.keys import AtLeastOne, Free, NotNegative
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation on data.eval_path, before the first iteration, after the last, and in between."""
+
+    interval: Free[NotNegative[int]] = 0
+    "Iterations between evaluations; 0 = only the first and the last."
+    num_samples_per_prompt: Free[AtLeastOne[int]] = 1
+    "Responses to each prompt."
+    temperature: Free[NotNegative[float]] = 0.0
+    "Of the responses; 0 = greedy decoding."
