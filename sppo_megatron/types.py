@@ -44,9 +44,9 @@ class Response:
     environments. None: every token counts.
     rollout_log_probs: float32 [response_length] in nats, what the engine sampled from, or None if the engine did not
     record it. finish_reason: "stop" (an end token) or "length" (cut off).
-    reward: r(x, y, y*), None before scoring. correct: whether it is the right answer, None where that isn't defined.
-    error: why scoring failed, None where it did not.
-    policy_version: optimizer steps of the weights that it was sampled from, None where that isn't known.
+    reward: r(x, y, y*), None before scoring. correct: whether it is the right answer, None if that isn't defined.
+    error: why scoring failed, None if it did not.
+    policy_version: optimizer steps of the weights that it was sampled from, None if that isn't known.
     old_log_probs: float32 [response_length] in nats, log π_t by the trainer, None before it was computed.
     """
 
@@ -71,7 +71,7 @@ class Response:
 class Group:
     """The K responses to one prompt.
 
-    preference: float64 [K, K], entry (i, j) = P(response i beats response j), or None where rewards are scalar.
+    preference: float64 [K, K], entry (i, j) = P(response i beats response j), or None if rewards are scalar.
     """
 
     prompt: Prompt

@@ -114,7 +114,7 @@ def _segment_boundaries(sequences: Sequences, chosen: np.ndarray, layout: MicroB
 def _fill_grid(
     sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout, b: int, s: int
 ) -> dict[str, np.ndarray]:
-    """Each array is [b, s]; token_index is −1 where no response token that counts is predicted."""
+    """Each array is [b, s]; token_index is −1 at places that predict no response token that counts."""
     grid: dict[str, np.ndarray] = {
         "token": np.zeros((b, s), np.int64),
         "position": np.zeros((b, s), np.int64),

@@ -21,7 +21,7 @@ class TrainingBatch:
     rollout_log_ratio (sums of log π_t − log π_ref and log π_t − log π_rollout, nats), and what the objective adds.
     old_log_probs, ref_log_probs, rollout_log_probs: float32 [T] in nats, of π_t, π_ref and the engine; 0 for masked-out
     tokens, None if they are not known. has_rollout: bool [N], whether the engine recorded its log-probs.
-    minibatches: in order, each int64 [units, sequences of a unit] of places in the N; NOTHING where a unit has fewer.
+    minibatches: in order, each int64 [units, sequences of a unit] of places in the N, filled up with NOTHING.
     metrics: what is known of the whole iteration.
     """
 

@@ -1,4 +1,4 @@
-"""Who is at fault where ranks lose each other: they answer a roll call in the job's store, and who doesn't is named.
+"""Who is at fault if ranks lose each other: they report in the job's store, and the one that doesn't is named.
 
 Under torchrun the store outlives the ranks: the launcher of the first node keeps it.
 """
@@ -30,7 +30,7 @@ _GLOO = ("gloo/", "Application timeout caused pair closure")
 def roll_call() -> Iterator[None]:
     """Around what all ranks of the default group do together, which stands from before until after.
 
-    Raises LostRankError where this rank waited for another in vain; it names the one at fault, and comes after at most
+    Raises LostRankError if this rank waited for another in vain; it names the one at fault, and comes after at most
     2 × ANSWER_S seconds. Any other exception is this rank's own: the others are told, and it goes on with a note of
     rank and host. ConfigError and TrainingError are raised by every rank alike and pass.
     """
@@ -61,7 +61,7 @@ def _waited_in_vain(error: Exception) -> bool:
 
 
 class _Answers:
-    """hosts, failures: by rank. A failure is the rank's own, None where it only waited. silent: no answer yet."""
+    """hosts, failures: by rank. A failure is the rank's own, None if it only waited. silent: no answer yet."""
 
     def __init__(self, store: dist.Store, world_size: int):
         self.hosts: dict[int, str] = dict(_read(store, "hosts"))
@@ -77,7 +77,7 @@ class _Answers:
 
 
 def _answer(store: dist.Store, rank: int, world_size: int, failure: str | None) -> _Answers | None:
-    """Answers, then waits until all have or one has failed by itself. None where the store can't be reached."""
+    """Answers, then waits until all have or one has failed by itself. None if the store can't be reached."""
     found: list[_Answers] = []
 
     def ask() -> None:

@@ -13,7 +13,7 @@ def heavy_imports() -> Iterator[None]:
     """Around the imports of a command: a million objects, all of which live as long as the process.
 
     Each full collection would visit every one of them, while they are made and ever after: a third of the CPU time of a
-    short run, and pauses in a long one. So none runs within, and later ones leave out what is there at the end. Where
+    short run, and pauses in a long one. So none runs within, and later ones leave out what is there at the end. If
     everything is imported already, as in a second run of one process, nothing is left out.
     """
     known, collects = len(sys.modules), gc.isenabled()

@@ -1,7 +1,7 @@
 """The table that ties Megatron parameter names to Hugging Face tensors.
 
 Names are global: layers and experts are numbered over the whole model, whatever rank holds them. A parameter has one
-name in Megatron's local layers, which the table uses, and may have another where Transformer Engine is: it fuses a norm
+name in Megatron's local layers, which the table uses, and may have another with Transformer Engine: it fuses a norm
 into the linear layer after it and groups the experts of a rank.
 """
 

@@ -38,7 +38,7 @@ def save_hf_folder(
 
 
 def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int = 4 << 30) -> None:
-    """Writes weight files and, where there are several, their index into an existing folder."""
+    """Writes weight files and, if there are several, their index into an existing folder."""
     written: list[list[str]] = []  # the names in each file
     total_bytes = 0
     writer: SafetensorsWriter | None = None

@@ -1,7 +1,7 @@
 """How Hugging Face tensors become one tensor-parallel shard of a Megatron parameter, and back.
 
 A layout is an immutable description with two inverse functions, `shard` and `unshard`. It reads its sources by slices,
-so a rank touches only the bytes of its own shard where the file format allows it (safetensors does).
+so a rank touches only the bytes of its own shard if the file format allows it (safetensors does).
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class QueryKeyValue:
     """linear_qkv: for each key-value group its queries, its key and its value, one group after the other.
 
     Serves weights [heads · head_dim, hidden] and biases [heads · head_dim]. The rows of the interleaved tensor are
-    split evenly over tensor-parallel ranks, also where there are more ranks than groups.
+    split evenly over tensor-parallel ranks, even if there are more ranks than groups.
     """
 
     names: tuple[str, str, str]

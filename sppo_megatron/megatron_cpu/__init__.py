@@ -1,4 +1,4 @@
-"""What Megatron-Core needs to run on CPU and gloo. Inert where CUDA exists.
+"""What Megatron-Core needs to run on CPU and gloo. Does nothing on a machine with CUDA.
 
 `install()` gives the modules of `megatron`, and no other module of the process, a torch whose CUDA half is answered by
 the CPU (`facade`), and mends the few places of Megatron-Core's checkpointing that assume CUDA tensors (`mends`).

@@ -1,6 +1,6 @@
 """Places of Megatron-Core's optimizers that assume a fused Adam, mended for torch's.
 
-Megatron-Core takes torch's AdamW where neither Transformer Engine nor NVIDIA's apex is there, on CPU and on GPUs alike.
+Megatron-Core takes torch's AdamW if neither Transformer Engine nor NVIDIA's apex is installed, on CPU and on GPUs.
 Each mend says what goes wrong without it; `tests/distributed` fails when one is left out.
 """
 

@@ -1,6 +1,6 @@
 """Core attention in plain torch: grouped queries, packed (THD) sequences, context parallelism, a key-value cache.
 
-Stands in for Transformer Engine's attention where that isn't installed, with the same layouts: under context
+Stands in for Transformer Engine's attention if that isn't installed, with the same layouts: under context
 parallelism every segment is cut into 2·cp chunks and rank r holds chunks r and 2·cp−1−r. Keys and values are gathered
 over the context-parallel group, so a rank attends from its own queries to the whole sequence.
 """
@@ -42,7 +42,7 @@ class _GatherSequence(torch.autograd.Function):
 class TorchAttention(MegatronModule):
     """softmax(q kᵀ / √d) v by `scaled_dot_product_attention`.
 
-    query [sq, b, heads/tp, d], key and value [sk, b, groups/tp, d] (without b where packed) -> [sq, b, heads/tp · d].
+    query [sq, b, heads/tp, d], key and value [sk, b, groups/tp, d] (without b if packed) -> [sq, b, heads/tp · d].
     `cp_group` is the group that keys and values are gathered over; None switches context parallelism off (generation).
     """
 

@@ -22,7 +22,7 @@ def apply() -> None:
 
 
 def _as_asked(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """The original leaves a CPU tensor alone, also where numpy is asked for: the sizes of an all-to-all are."""
+    """The original leaves a CPU tensor alone, even if numpy is asked for: the sizes of an all-to-all are."""
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 

@@ -306,7 +306,7 @@ def give_cpu_device(package: str, **cuda_overrides: Any) -> None:
 def install() -> None:
     """Makes Megatron-Core importable and runnable without CUDA. Call it before anything of megatron is imported.
 
-    Raises RuntimeError where megatron.core is already there: its modules would hold the real torch.cuda.
+    Raises RuntimeError if megatron.core is already imported: its modules would hold the real torch.cuda.
     """
     if torch.cuda.is_available():
         return

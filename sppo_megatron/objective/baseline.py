@@ -37,9 +37,9 @@ def group_baseline(
     - `loo_mean`, `loo_log_partition`: the same over the other K − 1 responses of the group.
 
     rewards: [B] (or win rates). group_ids: [B] integers in any order, equal ids being one prompt's group; groups may
-    differ in size. May be None for `constant`. tau: τ = 1/η > 0, for the two log-partition kinds. group_size: K where
+    differ in size. May be None for `constant`. tau: τ = 1/η > 0, for the two log-partition kinds. group_size: K if
     every group must be whole, so that a group split across ranks or batches raises instead of getting a wrong baseline.
-    Returns [B], fp32 or float64, detached. Where a group's rewards are all equal, the baseline equals them exactly for
+    Returns [B], fp32 or float64, detached. If a group's rewards are all equal, the baseline equals them exactly for
     every kind but `constant`. Groups have data-dependent shapes, so the device is waited for.
     Raises ValueError on an unknown kind, missing or non-integer group_ids, a missing or non-positive tau, leave-one-out
     in a group of one, a group that isn't of group_size and, with validate, on non-finite rewards.
@@ -101,7 +101,7 @@ def _check_sizes(sizes: Tensor, group_size: int | None, kind: str) -> None:
 
 
 def _mean(x: Tensor, sizes: Tensor) -> Tensor:
-    """Mean over each group. x: [G, K], −inf where a group has no such place. Returns [G, K]."""
+    """Mean over each group. x: [G, K], −inf if a group has no such place. Returns [G, K]."""
     total = torch.where(torch.isfinite(x), x, 0).sum(dim=1, keepdim=True)
     return (total / sizes[:, None]).expand_as(x)
 

@@ -50,7 +50,7 @@ def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) 
 
 
 def check_finite(name: str, tensor: Tensor, at: Tensor | None = None) -> None:
-    """Raises where `tensor` is NaN or infinite; with `at` (bool, same shape) only those places count."""
+    """Raises if `tensor` is NaN or infinite; with `at` (bool, same shape) only those places count."""
     if not tensor.is_floating_point():
         return
     bad = ~torch.isfinite(tensor.detach())
@@ -70,7 +70,7 @@ def check_mask(name: str, mask: Tensor) -> None:
 
 
 def check_probability(name: str, tensor: Tensor, at: Tensor | None = None) -> None:
-    """Raises where `tensor` is NaN or outside [0, 1]; with `at` only those places count."""
+    """Raises if `tensor` is NaN or outside [0, 1]; with `at` only those places count."""
     bad = ~((tensor.detach() >= 0) & (tensor.detach() <= 1))  # NaN compares false, so it is bad
     if at is not None:
         bad = bad & at

@@ -11,7 +11,7 @@ def wilson_interval(mean: float, count: int, z: float = Z_95) -> tuple[float, fl
     """Wilson's score interval (JASA 1927) of a probability whose estimate over `count` independent outcomes is `mean`.
 
     Outcomes may be anything in [0, 1] (ties, a judge's probabilities): their variance is at most the mean · (1 − mean)
-    of zeros and ones, for which it is made. Unlike mean ± z·σ it isn't empty where all outcomes are alike.
+    of zeros and ones, for which it is made. Unlike mean ± z·σ it isn't empty if all outcomes are alike.
     Returns (low, high). Raises ValueError for a mean outside [0, 1] or count below 1.
     """
     if not 0.0 <= mean <= 1.0:

@@ -36,7 +36,7 @@ def regression_diagnostics(
 ) -> tuple[Sums, Sums]:
     """Sums and maxima over the valid responses. Every tensor is [B], of **complete** sequences.
 
-    log_ratio: s, nats. target: δ, nats. lengths: tokens. valid: lengths > 0 where None. tau: τ of the implied reward
+    log_ratio: s, nats. target: δ, nats. lengths: tokens. valid: lengths > 0 if None. tau: τ of the implied reward
     τ·s. win_rate: P̂ against π_t. truncated: 1 if cut off at the limit.
     importance_weight: w of a response. rollout_log_ratio: Σ_t (old − rollout) log-probs, nats.
     Returns (sums, maxima), detached. Raises ValueError on shapes that differ.
@@ -131,7 +131,7 @@ def finalize_diagnostics(
 
     means: metrics of an objective's own, (numerator, denominator) among the sums.
 
-    The metrics' meanings and units (all nats but where noted):
+    The metrics' meanings and units (all nats unless noted):
     log_ratio_{mean, std, min, max, abs_max} of s over sequences, log_ratio_per_token = Σs/Σlength; target_{mean, std}
     of δ; residual_rms = sqrt(mean (s − δ)²); r_squared = 1 − Σ(s − δ)²/Σ(δ − mean δ)²; sign_agreement: share of the δ ≠
     0 whose sign s has; implied_reward_mean: mean τ·s; kl_k1 = mean −s, kl_k2 = mean s²/2 (per sequence) and kl_k3 =
@@ -213,5 +213,5 @@ def _masked(name: str, x: Tensor, valid: Tensor) -> Tensor:
 
 
 def _max(x: Tensor, valid: Tensor) -> Tensor:
-    """The largest valid value, −inf where there is none."""
+    """The largest valid value, −inf if there is none."""
     return torch.cat([torch.where(valid, x, -torch.inf).flatten(), x.new_full((1,), -torch.inf)]).max()

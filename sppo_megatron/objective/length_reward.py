@@ -15,7 +15,7 @@ def length_reward(lengths: Tensor, correct: Tensor, group_ids: Tensor, *, valida
     it out at the start of a training: it slows learning there.
 
     lengths: [B] tokens. correct: [B], bool or 0/1. group_ids: [B] integers, in any order.
-    Returns fp32 [B], float64 where lengths is. Raises ValueError on shapes that differ, on missing or non-integer
+    Returns fp32 [B], float64 if lengths is. Raises ValueError on shapes that differ, on missing or non-integer
     group_ids and, with validate, on `correct` not being 0/1.
     """
     check_ndim("lengths", lengths, "[B]")

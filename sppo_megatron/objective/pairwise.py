@@ -74,8 +74,8 @@ def pairwise_loss(
     log_ratio_w, log_ratio_l: [P] nats, complete sums over the response. beta, eta: finite and above 0; INPO's η is the
     weight of its KL to π_t, an **inverse** step size. win_rate_w/l, preference: [P] in [0, 1]. reward_w/l: [P].
     ref_log_ratio_w/l (u) and ref_coef (c = INPO's τ/η, in [0, 1]) are for `inpo`; c = 0 leaves u out. valid: [P], all
-    where None. weight: [P] ≥ 0. Everything but the two log-ratios is detached.
-    Returns LossSums; loss_sum is fp32 (float64 where log_ratio_w is). With no valid pair it is a zero connected to the
+    if None. weight: [P] ≥ 0. Everything but the two log-ratios is detached.
+    Returns LossSums; loss_sum is fp32 (float64 if log_ratio_w is). With no valid pair it is a zero connected to the
     graph.
     Raises ValueError on an unknown kind, a missing argument of the kind, shapes that differ, beta or eta not above 0
     and, with validate, on non-finite valid pairs, negative weights and probabilities outside [0, 1].

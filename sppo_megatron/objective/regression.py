@@ -43,7 +43,7 @@ def sequence_log_ratio(
     """s: the sum over response tokens of log π_θ − log π_t, in nats, and the response length in tokens.
 
     log_probs, old_log_probs: [B, T], any float dtype; old_log_probs is detached. response_mask: [B, T], bool or 0/1.
-    Returns (log_ratio [B] in fp32, or float64 where an input is; length [B] int64). What masked places hold never
+    Returns (log_ratio [B] in fp32, or float64 if an input is; length [B] int64). What masked places hold never
     matters, NaN and infinities included; an empty row has log_ratio 0 and length 0.
     Raises ValueError on shapes that differ and, with validate, on a mask that isn't 0/1 and on non-finite valid places.
     """
@@ -99,11 +99,11 @@ def sppo_loss(
 
     log_ratio: [B], s in nats, **complete** sums over the response (all context-parallel shards and chunks) since a
     square of parts isn't the square of the sum. target: [B], δ in nats, detached here. valid: [B], bool or 0/1, all
-    rows where None; pass length > 0 so that empty responses neither add loss nor dilute the mean. weight: [B] ≥ 0,
+    rows if None; pass length > 0 so that empty responses neither add loss nor dilute the mean. weight: [B] ≥ 0,
     detached here:
     `sequence_weights` times importance weights. loss_scale: `sppo`, the plain square (2405.00675, eq. 4.7), or `kimi`,
     which multiplies by 1/(2η) = τ/2 so that the gradient is 2501.12599's eq. 3 and doesn't grow with η; it needs eta.
-    Returns LossSums; loss_sum is fp32 (float64 where log_ratio is). With no valid row it is a zero connected to the
+    Returns LossSums; loss_sum is fp32 (float64 if log_ratio is). With no valid row it is a zero connected to the
     graph.
     Raises ValueError on shapes that differ, an unknown loss_scale, a missing or non-positive eta for `kimi` and, with
     validate, on non-finite valid rows and negative weights.
@@ -147,7 +147,7 @@ def compute_sppo_loss(
     residual divided by its own length), `token-mean` (a masked **sequence** mean, not a mean over tokens).
     Returns (loss scalar, log_ratios [B], scaled_rewards [B] = η(r − ½)), fp32 or float64; scaled_rewards is detached.
     A row with an empty response neither adds loss nor dilutes the mean, in every mode; the other definition, in which
-    such a row counts as (0 − η(r − ½))² in the two `seq-mean` modes, gives the same values where no row is empty.
+    such a row counts as (0 − η(r − ½))² in the two `seq-mean` modes, gives the same values if no row is empty.
     This is a mean over the batch it is given: over micro-batches or ranks use `sppo_loss`, whose sums add up.
     Raises ValueError on an unknown mode, η not above 0, shapes that differ and non-finite values at valid places.
     """

@@ -11,7 +11,7 @@ ESTIMATORS = ("include_self", "leave_one_out", "opponents")
 
 
 def check_win_rates(win_rate: Tensor, name: str = "win_rate") -> None:
-    """Raises ValueError where a win rate is NaN or outside [0, 1]. Waits for the device."""
+    """Raises ValueError if a win rate is NaN or outside [0, 1]. Waits for the device."""
     check_probability(name, win_rate)
 
 

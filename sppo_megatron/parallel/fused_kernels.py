@@ -17,7 +17,7 @@ def has_transformer_engine() -> bool:
 
 
 def has_apex() -> bool:
-    """Whether NVIDIA apex's fused Adam is used where Transformer Engine's isn't there."""
+    """Whether NVIDIA apex's fused Adam is used if Transformer Engine's is missing."""
     return torch.cuda.is_available() and is_installed("apex") and is_installed("amp_C")
 
 

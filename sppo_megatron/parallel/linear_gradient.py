@@ -22,9 +22,9 @@ def add_linear_gradients(
     kept: Sequence[Tensor | None] | None = None,
     hidden_complete: Callable[[], None] = lambda: None,
 ) -> None:
-    """Adds to grad_hidden [N, H] (zeros in the compute dtype) and grad_weight [V/tp, H] (any dtype), where wanted.
+    """Adds to grad_hidden [N, H] (zeros in the compute dtype) and grad_weight [V/tp, H] (any dtype), if wanted.
 
-    kept: what `SoftmaxStatistics.update` returned for each tile, in order, where the tiles hold what it left in them;
+    kept: what `SoftmaxStatistics.update` returned for each tile, in order, if the tiles hold what it left in them;
     None computes their logits again. hidden_complete: called when grad_hidden is finished, before the last product for
     grad_weight, so that a reduction over ranks can run at the same time.
 

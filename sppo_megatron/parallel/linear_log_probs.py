@@ -40,18 +40,18 @@ def vocab_parallel_linear_log_probs(
     targets: integers [N] in [0, vocab_size), all of them on every rank.
     vocab_size: the true size; rows of the head beyond it are padding, get no probability and a zero gradient.
     chunk_size: tokens of one tile; None chooses tiles from the shapes and the device.
-    gradient_accumulation_fusion: add the gradient of weight to `weight.main_grad`, where it has one, without rounding
+    gradient_accumulation_fusion: add the gradient of weight to `weight.main_grad`, if it has one, without rounding
         it to the weight's dtype first, by Megatron's protocol.
-    kernels: auto (Triton on CUDA where it is installed), torch or triton.
+    kernels: auto (Triton on CUDA if it is installed), torch or triton.
 
-    Returns log_probs [N] in float32 (float64 where an input is), or (log_probs, entropy) with with_entropy=True; the
+    Returns log_probs [N] in float32 (float64 if an input is), or (log_probs, entropy) with with_entropy=True; the
     same on every rank. Both are differentiable once. The upstream gradients must be the same on every rank of
     `tp_group`; then the gradient of hidden is complete on every rank (or for this rank's tokens, with
     sequence_parallel=True) and the gradient of weight is that of this rank's shard, each in its input's dtype.
 
     Every rank calls with the same N. Collectives, in this order: [gather of hidden], one all-gather of the statistics;
     in backward [gather of hidden], one reduction of the gradient of hidden, at the same time as the last product for
-    the gradient of weight. None of them where N = 0.
+    the gradient of weight. None of them if N = 0.
 
     Raises ValueError on mismatched shapes, targets that are not integers or (checked on CPU; elsewhere the log-prob
     is NaN) outside the vocabulary, a vocab_size that the shards don't hold, temperature <= 0, chunk_size < 1,

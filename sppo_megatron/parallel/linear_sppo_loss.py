@@ -30,7 +30,7 @@ LOGITS_BUDGET = 512 * 2**20  # bytes
 class LinearSppoLoss(NamedTuple):
     """loss_sum: scalar, differentiable. log_ratio: [S], complete sums. log_probs: [N]. float32; the last two detached.
 
-    All float64 where hidden or weight is.
+    All float64 if hidden or weight is.
     """
 
     loss_sum: Tensor
@@ -73,7 +73,7 @@ def linear_sppo_loss(
     the ranks. The gradients are computed in the forward pass (not under no_grad) and kept, that of weight in float32;
     the backward pass multiplies them with the upstream scalar, once.
 
-    Collectives: for each group of sequences one all-gather of the statistics over tp_group (none where N = 0) and one
+    Collectives: for each group of sequences one all-gather of the statistics over tp_group (none if N = 0) and one
     all-reduce of the sums over cp_group; at the end one all-reduce of the gradient of hidden over tp_group.
 
     Raises ValueError on mismatched shapes, lengths that are fewer than what sequence_ids hold (checked on CPU), and as

@@ -39,8 +39,8 @@ class LogitTiles:
 
     tokens, columns: the bounds of the tiles. The buffers are owned here; one tile overwrites the other, or with
     keep=True every tile has its own place. Operands in lower precision are taken up
-    to the compute dtype first, or multiplied as they are where the device gives the product in float32 (`mixed`).
-    scale: what is still to be multiplied to a tile, 1 or (deferred, where kernels can do it) 1/temperature.
+    to the compute dtype first, or multiplied as they are if the device gives the product in float32 (`mixed`).
+    scale: what is still to be multiplied to a tile, 1 or (deferred, if kernels can do it) 1/temperature.
     """
 
     def __init__(

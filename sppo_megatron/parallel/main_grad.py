@@ -1,7 +1,7 @@
 """Megatron's protocol for adding a weight's gradient straight to its fp32 `main_grad`, past autograd.
 
 With `gradient_accumulation_fusion` Megatron's data-parallel wrapper gives every parameter a `main_grad`. Who adds to it
-himself sets `grad_added_to_main_grad`; the wrapper's hook then leaves the autograd gradient alone, except where
+himself sets `grad_added_to_main_grad`; the wrapper's hook then leaves the autograd gradient alone, except if
 `zero_out_wgrad` says that the parameter has a second use, whose gradient comes through autograd.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def main_grad_of(weight: Tensor, gradient_accumulation_fusion: bool) -> Tensor | None:
-    """The tensor of the weight's shape to add its gradient to; None where autograd is to have it."""
+    """The tensor of the weight's shape to add its gradient to; None if autograd is to have it."""
     return getattr(weight, "main_grad", None) if gradient_accumulation_fusion else None
 
 

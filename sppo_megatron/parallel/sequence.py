@@ -63,7 +63,7 @@ def zigzag_indices(lengths: Sequence[int], cp_size: int, cp_rank: int) -> Tensor
     Each segment is cut into 2 * cp_size equal chunks; rank r holds chunk r and then chunk 2 * cp_size - 1 - r of every
     segment, so that causal attention costs every rank the same.
 
-    lengths: tokens of each segment, divisible by 2 * cp_size where cp_size > 1 (pad the segments). Returns int64
+    lengths: tokens of each segment, divisible by 2 * cp_size if cp_size > 1 (pad the segments). Returns int64
     positions into the concatenation of the segments; with cp_size = 1 all of them, in order.
     Raises ValueError on a rank outside [0, cp_size) and on a length that does not divide.
     """

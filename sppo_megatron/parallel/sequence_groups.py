@@ -51,7 +51,7 @@ def order_by_sequence(
 ) -> tuple[Tensor | None, list[tuple[int, int]]]:
     """How to bring the tokens [N] of each group together, and where they are then.
 
-    Returns (permutation [N], None where none is needed; bounds [start, end) of each group's tokens). Tokens of one
+    Returns (permutation [N], None if none is needed; bounds [start, end) of each group's tokens). Tokens of one
     sequence keep their order. More than one group costs a device synchronisation.
     """
     if len(groups) == 1:
@@ -63,7 +63,7 @@ def order_by_sequence(
 
 
 def check_sequences(sequence_ids: Tensor, lengths: Sequence[int]) -> None:
-    """Raises on ids that are not integers or, on CPU, where the tokens [N] are not those of sequences so long."""
+    """Raises on ids that are not integers or, on CPU, if the tokens [N] are not those of sequences so long."""
     if sequence_ids.dtype == torch.bool or sequence_ids.is_floating_point():
         raise ValueError(f"sequence_ids must have an integer dtype, got {sequence_ids.dtype}: pass sequence_ids.long()")
     if sequence_ids.device.type != "cpu" or sequence_ids.numel() == 0:

@@ -27,7 +27,7 @@ _LOG_ZERO = -1e4
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float32, or float64 where an input is float64."""
+    """float32, or float64 if an input is float64."""
     return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
@@ -88,7 +88,7 @@ class SoftmaxStatistics:
     def finish(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(log_probs, log_sum_exp, entropy or None), each [N], the same bits on every rank of the group.
 
-        One all-gather for all tokens and statistics, in every rank of the group; none where there are no tokens.
+        One all-gather for all tokens and statistics, in every rank of the group; none if there are no tokens.
         A target outside the vocabulary, which raises on CPU, gets a NaN log-prob on other devices.
         """
         group, shards = self.shard.group, self.packed.unsqueeze(0)
@@ -161,9 +161,9 @@ class LogitGradient:
         """The tile of the formula, in this dtype, for the logits `tile * scale` [n, v] of tokens [token, token + n) and
         local columns [column, column + v).
 
-        Times the row where kernels write it: that costs them nothing, and saves a copy of what the tile is multiplied
-        with. In place of `tile` where it has the dtype. scratch: needed with entropy_grad and without kernels.
-        reference: not None where the tile holds exp(logits - reference), as `SoftmaxStatistics.update` left it.
+        Times the row if kernels write it: that costs them nothing, and saves a copy of what the tile is multiplied
+        with. In place of `tile` if it has the dtype. scratch: needed with entropy_grad and without kernels.
+        reference: not None if the tile holds exp(logits - reference), as `SoftmaxStatistics.update` left it.
         """
         tokens = slice(token, token + tile.shape[0])
         if self.kernels is not None:
@@ -193,7 +193,7 @@ class LogitGradient:
         scale: float,
         coefficient: Tensor | None = None,
     ) -> None:
-        """The same into `out` [n, v] of any dtype, which may be `tile`; row i times coefficient[i] where given."""
+        """The same into `out` [n, v] of any dtype, which may be `tile`; row i times coefficient[i] if given."""
         assert self.kernels is not None
         tokens = slice(token, token + tile.shape[0])
         with_entropy = self.entropy_grad is not None

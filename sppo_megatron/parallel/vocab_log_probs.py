@@ -37,14 +37,14 @@ def vocab_parallel_log_probs(
     vocab_size: the true size; columns beyond it are padding, are not read and get a zero gradient.
     chunk_size: rows taken up to float32 at a time; None chooses it from the shapes and the device. Without an effect
         under kernels, which make no float32 copy.
-    kernels: auto (Triton on CUDA where it is installed), torch or triton.
+    kernels: auto (Triton on CUDA if it is installed), torch or triton.
 
     Returns log_probs [...] in float32 (float64 for float64 logits), or (log_probs, entropy) with with_entropy=True;
     the same on every rank. Both are differentiable once; the upstream gradients must be the same on every rank of
     `tp_group`. Saved for backward: logits, targets and one or two numbers per token. The gradient has the dtype of
     the logits.
 
-    One all-gather of the statistics in forward, no collective in backward; none at all where there are no tokens.
+    One all-gather of the statistics in forward, no collective in backward; none at all if there are no tokens.
 
     Raises ValueError on mismatched shapes, targets that are not integers or (checked on CPU; elsewhere the log-prob
     is NaN) outside the vocabulary, a vocab_size that the shards don't hold, temperature <= 0, chunk_size < 1, and

@@ -15,7 +15,7 @@ class VocabShard:
     """Columns [start, start + columns) of the true vocabulary; what the rank holds beyond them is padding.
 
     Padding is excluded by slicing, never by masking: its values are not read, so NaN and inf there do no harm.
-    group: the tensor-parallel group, None where there is nothing to communicate.
+    group: the tensor-parallel group, None if there is nothing to communicate.
     """
 
     start: int
@@ -42,7 +42,7 @@ class VocabShard:
     def locate(self, targets: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Where `targets` [n] fall in the local columns [first, first + count), count >= 1.
 
-        Returns (index, inside), each [n, 1]: the column within the tile, 0 where the target is outside, and whether
+        Returns (index, inside), each [n, 1]: the column within the tile, 0 if the target is outside, and whether
         it is inside. Costs no device synchronisation.
         """
         index = (targets - (self.start + first)).unsqueeze(-1)
@@ -51,7 +51,7 @@ class VocabShard:
 
 
 def check_targets(targets: Tensor, vocab_size: int) -> None:
-    """Raises on targets that are not integers in [0, vocab_size); the range only on CPU, where looking is free."""
+    """Raises on targets that are not integers in [0, vocab_size); the range only on CPU, on which looking is free."""
     if targets.dtype == torch.bool or targets.is_floating_point() or targets.is_complex():
         raise ValueError(f"targets must be token ids of an integer dtype, got {targets.dtype}: pass targets.long()")
     if targets.device.type == "cpu" and targets.numel() > 0:
@@ -72,7 +72,7 @@ def check_options(temperature: float, chunk_size: int | None) -> None:
 
 
 def check_linear(hidden: Tensor, weight: Tensor) -> None:
-    """Raises where hidden [N, H] and weight [V/tp, H] can't be multiplied."""
+    """Raises if hidden [N, H] and weight [V/tp, H] can't be multiplied."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(
             f"hidden {list(hidden.shape)} and weight {list(weight.shape)} must be [tokens, H] and [vocabulary/tp, H]: "

@@ -1,6 +1,6 @@
 """The Megatron-Core policy: the only room that imports megatron.core and transformer_engine.
 
-Importing this package gives Megatron-Core a CPU device where the machine has no CUDA (see `cpu`), which must happen
+Importing this package gives Megatron-Core a CPU device if the machine has no CUDA (see `cpu`), which must happen
 before megatron.core is imported anywhere.
 """
 

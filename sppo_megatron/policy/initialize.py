@@ -18,7 +18,7 @@ from sppo_megatron.config import ParallelismConfig
 
 
 def local_device() -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
+    """This rank's GPU, or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return torch.device("cpu")

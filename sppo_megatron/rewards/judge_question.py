@@ -16,7 +16,7 @@ _LETTERS = {"A": 1.0, "B": 0.0, "tie": 0.5}
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """first_wins: P(the first response is better). letter_mass: P(A) + P(B), None where there are no log-probs."""
+    """first_wins: P(the first response is better). letter_mass: P(A) + P(B), None if there are no log-probs."""
 
     first_wins: float
     letter_mass: float | None = None
@@ -62,7 +62,7 @@ def read_answer(reply: Any) -> Reading:
 
 
 def used_tokens(reply: Any) -> tuple[int, int]:
-    """Tokens of the prompt and of the answer as the endpoint counts them, 0 where it doesn't say."""
+    """Tokens of the prompt and of the answer as the endpoint counts them, 0 if it doesn't say."""
     usage = reply.get("usage") if isinstance(reply, dict) else None
     counts = usage if isinstance(usage, dict) else {}
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
@@ -70,7 +70,7 @@ def used_tokens(reply: Any) -> tuple[int, int]:
 
 
 def _letter_probabilities(choice: dict[str, Any]) -> tuple[float, float]:
-    """Of A and of B as the first token; 0 where the endpoint doesn't list it."""
+    """Of A and of B as the first token; 0 if the endpoint doesn't list it."""
     try:
         entries = choice["logprobs"]["content"][0]["top_logprobs"]
         listed = [(entry["token"].strip(), math.exp(entry["logprob"])) for entry in entries]

@@ -1,4 +1,4 @@
-"""Finds the number a text ends on and compares numbers, exactly where that is possible."""
+"""Finds the number a text ends on and compares numbers, exactly if possible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Number(NamedTuple):
 
 
 def last_number(text: str) -> Number | None:
-    """The last number of the text, or of its last \\boxed{...} where that holds one. None if there is none.
+    """The last number of the text, or of its last \\boxed{...} if that holds one. None if there is none.
 
     Reads 12, -3.5, .5, 1,234,567, 1{,}234, $5, 1.5e3, 2 \\times 10^{5}, 3/4, \\frac{3}{4},
     1\\frac{3}{4} (a mixed number), 50%.
@@ -48,7 +48,7 @@ def last_number(text: str) -> Number | None:
 def same_number(a: Number, b: Number) -> bool:
     """Two integers: equal. Else equal, or within a relative 1e-6 (1/3 and 0.3333333).
 
-    Where only one is a percentage, it may equal the other as written or divided by 100: answers say "50" and "0.5".
+    If only one is a percentage, it may equal the other as written or divided by 100: answers say "50" and "0.5".
     """
     if a.percent == b.percent:
         return _close(a.value, b.value)

@@ -61,7 +61,7 @@ class RewardModel:
         """Nothing is held open."""
 
     def _input(self, prompt: str, response: str) -> Text:
-        """A conversation of two turns where the tokenizer has a chat template, else two segments, else one text."""
+        """A conversation of two turns if the tokenizer has a chat template, else two segments, else one text."""
         tokenizer = self._classifier.tokenizer
         if tokenizer.chat_template:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
@@ -70,7 +70,7 @@ class RewardModel:
 
 
 def why_unusable(logit: float | None) -> str | None:
-    """What is wrong with a classifier's output, None where it is a score."""
+    """What is wrong with a classifier's output, None if it is a score."""
     if logit is None:
         return "empty, or longer than reward.model.max_length tokens"
     return None if math.isfinite(logit) else f"the model's score is {logit}"

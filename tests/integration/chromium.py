@@ -60,7 +60,7 @@ class Page:
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
 
     def evaluate(self, expression: str) -> Any:
-        """The JSON value of an expression, of a promise what it resolves to. Raises RuntimeError where it throws."""
+        """The JSON value of an expression, of a promise what it resolves to. Raises RuntimeError if it throws."""
         answer = self.send("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(json.dumps(answer["exceptionDetails"]))
@@ -78,7 +78,7 @@ class Page:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", captureBeyondViewport=whole)["data"]))
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of a protocol command. Raises RuntimeError where the browser refuses it."""
+        """The result of a protocol command. Raises RuntimeError if the browser refuses it."""
         self._last_id += 1
         message = {"id": self._last_id, "method": method, "params": parameters}
         if self._session is not None:

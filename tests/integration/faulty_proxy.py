@@ -71,7 +71,7 @@ class FaultyProxy:
         self._server.server_close()
 
     def ask(self, path: str, body: bytes) -> tuple[int, bytes] | None:
-        """(status, body) of a question, None where the connection is dropped."""
+        """(status, body) of a question, None if the connection is dropped."""
         question = json.loads(body)["messages"][0]["content"]
         with self._lock:
             self._count += 1

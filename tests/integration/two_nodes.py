@@ -21,7 +21,7 @@ PORT = 29500  # every node has all ports to itself
 LIFETIME = 900  # seconds after which a node ends in any case
 INTERFACE = "cable"
 RANK_COMMAND = ["-u", "-m", "sppo_megatron.train"]  # after the interpreter, as torchrun starts it
-WITH_ITS_PARENT = ["setpriv", "--pdeathsig=KILL"]  # ends also where the tests are killed
+WITH_ITS_PARENT = ["setpriv", "--pdeathsig=KILL"]  # ends even if the tests are killed
 # Rank 0's node publishes the address of a new store in each round, without which no lost node could be replaced.
 C10D_ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
@@ -104,7 +104,7 @@ def c10d_rendezvous(node: Node) -> list[str]:
 
 @contextmanager
 def two_nodes() -> Iterator[tuple[Node, Node]]:
-    """Raises RuntimeError where such nodes can't be made. At the end no process and no namespace is left."""
+    """Raises RuntimeError if such nodes can't be made. At the end no process and no namespace is left."""
     nodes: list[Node] = []
     try:
         nodes.append(make_node(0))

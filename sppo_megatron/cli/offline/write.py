@@ -33,7 +33,7 @@ class BatchWriter:
     """Writes the groups of a shard's batches, one line each, by rank 0. Every rank has one; its methods are collective
     inside of a process group, and work without one.
 
-    settings: see ResumableFile. Raises ConfigError where the output can't be written or continued.
+    settings: see ResumableFile. Raises ConfigError if the output can't be written or continued.
     """
 
     def __init__(self, output: Output, settings: Mapping[str, Any], batches: Batches) -> None:

@@ -46,8 +46,8 @@ class Kernels(Protocol):
 def select_kernels(choice: str, device: torch.device, dtype: torch.dtype) -> Kernels | None:
     """The kernels to use for a computation in this dtype, None for plain torch.
 
-    choice: auto (on CUDA where Triton is installed, in float32), torch, or triton. Raises ValueError on any other, and
-    on triton where it can't run: not installed, float64, or a CPU without Triton's interpreter (TRITON_INTERPRET=1).
+    choice: auto (on CUDA if Triton is installed, in float32), torch, or triton. Raises ValueError on any other, and
+    on triton if it can't run: not installed, float64, or a CPU without Triton's interpreter (TRITON_INTERPRET=1).
     """
     if choice not in CHOICES:
         raise ValueError(f"kernels is {choice!r}: choose one of {', '.join(CHOICES)}")

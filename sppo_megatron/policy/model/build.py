@@ -173,8 +173,8 @@ def wrap_data_parallel(
 def _set_experts_apart(chunk: nn.Module) -> None:
     """Gives the experts gradient buffers and an optimizer of their own in every layout.
 
-    Megatron does so where their process groups differ from the dense layers'. A checkpoint holds the state of each
-    optimizer by itself: one that was saved with two would load only where there are two.
+    Megatron does so if their process groups differ from the dense layers'. A checkpoint holds the state of each
+    optimizer by itself: one that was saved with two would load only into two.
     """
     for name, parameter in chunk.named_parameters():
         if expert_index(name) is not None:
@@ -210,7 +210,7 @@ def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
 
 @contextlib.contextmanager
 def _output_layer_without_apex() -> Iterator[None]:
-    """Lets Megatron's output layer be built where Transformer Engine fuses weight gradients and apex isn't there.
+    """Lets Megatron's output layer be built if Transformer Engine fuses weight gradients and apex is missing.
 
     Its constructor asks for apex's kernel, which only its own backward pass needs. The one that runs is that of
     `lm_head`, which adds to `main_grad` itself.

@@ -1,4 +1,4 @@
-"""Which modules a layer is made of: Transformer Engine's where it is installed, plain torch ones elsewhere."""
+"""Which modules a layer is made of: Transformer Engine's if it is installed, else plain torch ones."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ VALUE_TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-
 
 
 def close(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Error relative to the largest expected entry, or to 1 where that is larger."""
+    """Error relative to the largest expected entry, or to 1 if that is larger."""
     assert actual.shape == expected.shape, f"{name}: shape {list(actual.shape)}, expected {list(expected.shape)}"
     if expected.numel() == 0:
         return

@@ -1,4 +1,4 @@
-"""What is said where a mixture of experts can't be laid out as configured."""
+"""What is said if a mixture of experts can't be laid out as configured."""
 
 from __future__ import annotations
 

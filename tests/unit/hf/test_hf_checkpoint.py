@@ -78,7 +78,7 @@ def test_random_tensors_can_be_sliced():
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "qwen3", "llama"])
 def test_a_fresh_model_is_initialized_like_transformers(make_config, name):
-    """Same kinds of tensors get the same kind of start: constants where transformers has them, random elsewhere."""
+    """Same kinds of tensors get the same kind of start: constants if transformers has them, random elsewhere."""
     from transformers import AutoModelForCausalLM
 
     config = make_config(name)

@@ -1,4 +1,4 @@
-"""Filling local parameters, and what is said where a checkpoint does not fit."""
+"""Filling local parameters, and what is said if a checkpoint does not fit."""
 
 from __future__ import annotations
 

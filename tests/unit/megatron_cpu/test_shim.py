@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the facade is inert where CUDA exists")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the facade is inert if CUDA exists")
 
 # What the rest of the process sees of torch; asked before and after the import.
 OUTSIDE = """

@@ -16,7 +16,7 @@ from sppo_megatron.parallel import kernels, logit_tiles
 def emulate_mixed_products(patch: pytest.MonkeyPatch) -> None:
     """`torch.mm` and `torch.addmm` take `out_dtype`, as on CUDA.
 
-    What the emulation allocates, no dispatch mode sees, nor what Triton's interpreter does where kernels are used.
+    No dispatch mode sees what the emulation allocates, nor what Triton's interpreter does if kernels are used.
     """
     mm, addmm = torch.mm, torch.addmm
 

@@ -1,4 +1,4 @@
-"""The tracker with real TensorBoard files and, where installed, real W&B in its offline mode."""
+"""The tracker with real TensorBoard files and, if installed, real W&B in its offline mode."""
 
 import importlib.util
 import subprocess

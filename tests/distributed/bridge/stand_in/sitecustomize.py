@@ -1,4 +1,4 @@
-"""Lets megatron-bridge be imported where it can't be otherwise: without Transformer Engine, and on Python 3.11.
+"""Lets megatron-bridge be imported without Transformer Engine and on Python 3.11.
 
 Python runs this file at its start where its folder is on the path, which is so for the processes of this test alone.
 The Bridge imports Transformer Engine and, in what is tested, calls nothing of it: it is handed empty classes of any

@@ -76,7 +76,7 @@ def resources(kernel, folder: Path) -> dict[str, int]:
 
 
 def check(kernel, folder: Path, capability: int, wide: bool) -> None:
-    """Nothing spilled, enough registers for all threads of a processor, and 16 bytes an access where rows allow it."""
+    """Nothing spilled, enough registers for all threads of a processor, and 16 bytes an access if rows allow it."""
     usage = resources(kernel, folder)
     assert kernel.metadata.target.arch == capability
     assert usage["STACK"] == usage["LOCAL"] == 0 and usage["REG"] <= 64, usage

@@ -25,7 +25,7 @@ def one_rank() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what would be built on a GPU fails where there is none")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what would be built on a GPU fails on a machine without one")
 def test_a_gpu_is_left_alone(one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Qwen2Config(**SIZES).save_pretrained(tmp_path)
     architecture = read_architecture(load_hf_config(tmp_path))

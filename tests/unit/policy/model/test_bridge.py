@@ -1,4 +1,4 @@
-"""Families that `conversion` doesn't map, where megatron-bridge isn't installed. With it: tests/distributed/bridge."""
+"""Families that `hf` doesn't map, if megatron-bridge isn't installed. With it: tests/distributed/bridge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model chunks where weight gradients are fused by Transformer Engine and apex isn't there."""
+"""Model chunks if Transformer Engine fuses weight gradients and apex is missing."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_embedding_and_head_lie_outside_of_the_block(policy):
 
 
 def test_delayed_scaling_gets_its_scales_in_a_first_pass(policy, monkeypatch):
-    """Transformer Engine updates them where gradients are enabled: once, before the first log-probs that are used."""
+    """Transformer Engine updates them if gradients are enabled: once, before the first log-probs that are used."""
     enabled = []
     unwrap(policy.chunks[0]).decoder.register_forward_pre_hook(lambda *_: enabled.append(torch.is_grad_enabled()))
     sequences = random_batch(2).sequences
