@@ -11,6 +11,7 @@ from sppo_megatron.batch.gate import Rollouts
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.targets import Targets
 from sppo_megatron.batch.units import winner_preferences
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective import sequence_weights, truncated_importance_weight
 from sppo_megatron.objective.base import Objective, Units
 from sppo_megatron.types import Group
@@ -61,13 +62,13 @@ def importance_column(
     """min(π_t/π_rollout, cap): of all sampled responses if the objective has it, else of those that the gate named.
 
     1 for all others, for human responses and for empty ones. to_weight: bool [N].
-    Raises ValueError if the objective has it and a sampled response has no rollout_log_probs.
+    Raises ConfigError if the objective has it and a sampled response has no rollout_log_probs.
     """
     level, chosen = objective.importance_weight, to_weight
     if level is not None:
         chosen = np.arange(len(sequences)) < len(targets.values)
         if missing := np.flatnonzero(chosen & ~rollouts.has_log_probs).tolist():
-            raise ValueError(
+            raise ConfigError(
                 f"response {missing[0]} has no rollout_log_probs, which "
                 f"objective.importance_weight={level} needs: set it to null"
             )

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
 
 
@@ -100,7 +101,7 @@ def make_sequences(
 def sequences_of(groups: Sequence[Group], with_human_responses: bool = False) -> Sequences:
     """The responses of all groups, in order; behind them, if asked for, each prompt's human response (SPIN's winners).
 
-    Raises ValueError naming the group whose prompt lacks a human response that is needed.
+    Raises ConfigError naming the group whose prompt lacks a human response that is needed.
     """
     responses = [response for group in groups for response in group.responses]
     token_ids = [response.token_ids for response in responses]
@@ -110,7 +111,7 @@ def sequences_of(groups: Sequence[Group], with_human_responses: bool = False) ->
         for place, group in enumerate(groups):
             ids = group.prompt.human_token_ids
             if ids is None:
-                raise ValueError(
+                raise ConfigError(
                     f"group {place} (prompt {group.prompt.index}) has no human response, which objective.pairwise=spin "
                     "trains towards: set data.response_key, or give human_token_ids in the rollout file"
                 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective import length_reward, preference_from_scores, win_rates
 from sppo_megatron.objective.base import Objective
 from sppo_megatron.types import Group
@@ -42,7 +43,7 @@ class Targets:
 def build_targets(groups: Sequence[Group], objective: Objective) -> Targets:
     """Computed in float64. All responses of a prompt must be here: baselines are per group.
 
-    Raises ValueError naming the group: no responses, a reward that is missing, neither preference nor rewards for a win
+    Raises ConfigError naming the group: no responses, a missing reward, neither preference nor rewards for a win
     rate, a preference that isn't one; or if a length reward is wanted and correctness isn't defined.
     """
     responses = [response for group in groups for response in group.responses]
@@ -57,7 +58,7 @@ def build_targets(groups: Sequence[Group], objective: Objective) -> Targets:
     values = rewards if rates is None else rates
     if objective.length_reward_weight:
         if correct is None:
-            raise ValueError(
+            raise ConfigError(
                 "objective.length_reward_weight needs to know which responses are correct, and this reward doesn't "
                 "say; let the reward function return (reward, correct), or set the weight to 0"
             )
@@ -66,18 +67,18 @@ def build_targets(groups: Sequence[Group], objective: Objective) -> Targets:
 
 
 def _rewards(groups: Sequence[Group], rates: Tensor | None) -> Tensor:
-    """float64 [B]. Raises ValueError if a response has neither a reward nor a win rate."""
+    """float64 [B]. Raises ConfigError if a response has neither a reward nor a win rate."""
     rewards: list[float] = []
     for place, group in enumerate(groups):
         if not group.responses:
-            raise ValueError(f"{_name(place, group)} has no responses")
+            raise ConfigError(f"{_name(place, group)} has no responses")
         for number, response in enumerate(group.responses):
             if response.reward is not None:
                 rewards.append(response.reward)
             elif rates is not None:
                 rewards.append(float(rates[len(rewards)]))
             else:
-                raise ValueError(f"{_name(place, group)}: response {number} has no reward; score the groups first")
+                raise ConfigError(f"{_name(place, group)}: response {number} has no reward; score the groups first")
     return torch.tensor(rewards, dtype=torch.float64)
 
 
@@ -88,7 +89,7 @@ def _win_rates(groups: Sequence[Group], estimator: str) -> Tensor:
         try:
             rates.append(win_rates(_preference(group)[None], estimator)[0])
         except ValueError as error:
-            raise ValueError(f"{_name(place, group)}: {error}") from None
+            raise ConfigError(f"{_name(place, group)}: {error}") from None
     return torch.cat(rates) if rates else torch.zeros(0, dtype=torch.float64)
 
 
@@ -98,11 +99,11 @@ def _preference(group: Group) -> Tensor:
     if group.preference is not None:
         preference = torch.as_tensor(group.preference, dtype=torch.float64)
         if preference.shape != (k, k):
-            raise ValueError(f"preference is {list(preference.shape)} for {k} responses")
+            raise ConfigError(f"preference is {list(preference.shape)} for {k} responses")
         return preference
     scores = [response.reward for response in group.responses if response.reward is not None]
     if len(scores) < k:
-        raise ValueError("objective.reward=win_rate needs a preference matrix, or a reward for every response")
+        raise ConfigError("objective.reward=win_rate needs a preference matrix, or a reward for every response")
     return preference_from_scores(torch.tensor(scores, dtype=torch.float64))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sppo_megatron.cli.offline.batches import Shard
 from sppo_megatron.cli.offline.write import Output
-from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.config import Config
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.train.command import set_up_logging
@@ -64,4 +64,4 @@ def run_offline(what: str, run: Callable[[int], None]) -> int:
         run(int(os.environ.get("WORLD_SIZE", "1")))
         return 0
 
-    return run_to_end(what, run_ranks)
+    return exit_code_of(what, run_ranks)

@@ -17,44 +17,54 @@ from sppo_megatron.errors import ConfigError
 T = TypeVar("T")
 
 
-def agreed(build: Callable[[], T]) -> T:
-    """Runs `build`, which must not communicate, on every rank; a ValueError of any rank ends all of them alike.
+def of_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """What every rank of the group (None: of the job) gave, in the ranks' order, on each of them. Collective."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
+    return values
 
-    So do an ImportError and a file that is missing, or there against expectation. Raises ConfigError.
+
+def of_first_rank(value: T) -> T:
+    """Rank 0's value, on every rank."""
+    return of_all_ranks(value)[0]
+
+
+def agreed(build: Callable[[], T]) -> T:
+    """Runs `build`, which must not communicate, on every rank; a ConfigError of any rank ends all of them alike.
+
+    Any other exception is an error of the program: it passes at once, with its traceback.
     """
     problem, result = None, None
     try:
         result = build()
-    except (ValueError, ImportError, FileNotFoundError, FileExistsError) as error:
+    except ConfigError as error:
         problem = str(error)
-    problems = _of_all_ranks(problem)
+    problems = of_all_ranks(problem)
     failed = [rank for rank, text in enumerate(problems) if text is not None]
     if not failed:
         return result  # type: ignore[return-value]
     texts = dict.fromkeys(problems[rank] for rank in failed)
     where = "" if len(failed) == len(problems) else f"rank {', '.join(map(str, failed))}: "
-    raise ConfigError(where + "\n".join(texts))
+    raise ConfigError(where + "\n".join(map(str, texts)))
+
+
+def decided_by_first_rank(decide: Callable[[], T]) -> T:
+    """What rank 0 found, on every rank: for what ranks could see differently, such as a shared folder.
+
+    A ConfigError of rank 0 is raised on all of them.
+    """
+    is_first = not dist.is_initialized() or dist.get_rank() == 0
+    return of_first_rank(agreed(lambda: decide() if is_first else None))  # type: ignore[return-value]
 
 
 def check_same_config(composed: DictConfig) -> None:
-    """Every rank must have composed the same configuration."""
-    digests = _of_all_ranks(hashlib.sha256(OmegaConf.to_yaml(composed, resolve=True).encode()).hexdigest())
+    """Raises ConfigError unless every rank has composed the same configuration."""
+    digests = of_all_ranks(hashlib.sha256(OmegaConf.to_yaml(composed, resolve=True).encode()).hexdigest())
     differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
     if differing:
         raise ConfigError(
             f"rank {', '.join(map(str, differing))} composed another configuration than rank 0: "
             "start every node with the same command and the same files"
         )
-
-
-def of_first_rank(value: T) -> T:
-    """Rank 0's value, on every rank."""
-    return _of_all_ranks(value)[0]
-
-
-def _of_all_ranks(value: Any) -> list[Any]:
-    if not dist.is_initialized():
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from sppo_megatron.errors import ConfigError
+
 _MARKER = ".unfinished_by_sppo_megatron"  # in a folder that may be deleted: nobody but this module put it there
 
 
@@ -44,7 +46,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder to write into, FOLDER.partial, which takes FOLDER's place if the block ends well.
 
     FOLDER itself is deleted then, after it was set aside as FOLDER.old. What a killed call left behind under these two
-    names is deleted or, if FOLDER was set aside and nothing came in its place, put back. Raises FileExistsError if
+    names is deleted or, if FOLDER was set aside and nothing came in its place, put back. Raises ConfigError if
     something else has one of the names.
     """
     folder = Path(os.path.realpath(folder))
@@ -92,7 +94,7 @@ def _remove_own(path: Path, folder: Path) -> None:
     if is_folder and ((path / _MARKER).exists() or not any(path.iterdir())):
         _remove(path)
     elif path.exists() or path.is_symlink():
-        raise FileExistsError(
+        raise ConfigError(
             f"{path} is in the way of writing {folder}, and nothing marks it as left by a stopped run: move it away"
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.data.atomic_file import replace, write_atomically
+from sppo_megatron.errors import ConfigError
 
 
 class ResumableFile:
@@ -17,14 +18,14 @@ class ResumableFile:
     settings: JSON values that decide the content. They are kept beside it, in FILE.partial.json, and a partial file of
     other ones is not continued. overwrite: FILE may be there, and is kept until its successor is whole.
 
-    Raises FileExistsError if FILE is there and may not be replaced, or its partial file has other settings; the
+    Raises ConfigError if FILE is there and may not be replaced, or its partial file has other settings; the
     message says which differ and what to do.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         self.path = Path(path)
         if self.path.exists() and not overwrite:
-            raise FileExistsError(f"{self.path} exists: give another --output, or --overwrite to replace it")
+            raise ConfigError(f"{self.path} exists: give another --output, or --overwrite to replace it")
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._sidecar = self.path.with_name(f"{self.path.name}.partial.json")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,11 +89,11 @@ class ResumableFile:
         try:
             stored = json.loads(self._sidecar.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise FileExistsError(f"{self._sidecar}, which says what {self._partial} holds, is gone: {anew}") from error
+            raise ConfigError(f"{self._sidecar}, which says what {self._partial} holds, is gone: {anew}") from error
         differing = [key for key in {**stored, **settings} if stored.get(key) != settings.get(key)]
         if differing:
             texts = [f"{key} was {_short(stored.get(key))} and is {_short(settings.get(key))}" for key in differing]
-            raise FileExistsError(f"{self._partial} was begun with other settings ({'; '.join(texts)}): {anew}")
+            raise ConfigError(f"{self._partial} was begun with other settings ({'; '.join(texts)}): {anew}")
 
 
 def _short(value: Any) -> str:

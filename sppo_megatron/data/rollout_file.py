@@ -19,20 +19,21 @@ from pathlib import Path
 from sppo_megatron.data.atomic_file import atomic_file
 from sppo_megatron.data.json_values import parse_object
 from sppo_megatron.data.rollout_record import to_group, to_record
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
     """Writes the file as a whole or not at all: a reader never sees half of it, also after a crash.
 
-    Raises ValueError, and leaves what was there before, if a group breaks one of `read_groups`' rules.
+    Raises ConfigError, and leaves what was there before, if a group breaks one of `read_groups`' rules.
     """
     with atomic_file(path) as file:
         for number, group in enumerate(groups, start=1):
             try:
                 file.write(group_line(group))
             except ValueError as error:
-                raise ValueError(f"cannot write {path}: group {number}: {error}") from None
+                raise ConfigError(f"cannot write {path}: group {number}: {error}") from None
 
 
 def group_line(group: Group) -> bytes:
@@ -52,7 +53,7 @@ def read_groups(path: str | Path, start: int = 0, stop: int | None = None) -> li
     A group without prompt_index gets its 0-based place in the file as `Prompt.index`. Log-probs of tokens that
     loss_mask leaves out are read as 0.
 
-    Raises ValueError naming file, line and response: broken JSON (a torn last line too), a missing or empty
+    Raises ConfigError naming file, line and response: broken JSON (a torn last line too), a missing or empty
     prompt_token_ids, ids that are not integers in [0, 2³¹), a loss_mask of other values than 0 and 1 or not one per
     token, log-probs that are not finite or not one per token, a preference that is not a finite K×K matrix, a reward
     that is not a finite number, messages and extra of another shape. A response may have no tokens.
@@ -88,4 +89,4 @@ def _read(line: str, index: int, place: str) -> Group:
             if line.endswith("\n") or not str(error).startswith("not JSON")
             else ("; the line has no end, so the file was probably cut off while written")
         )
-        raise ValueError(f"{place}: {error}{torn}") from None
+        raise ConfigError(f"{place}: {error}{torn}") from None

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from sppo_megatron.config import Config
+from sppo_megatron.errors import ConfigError
 
 
 def no_problems(config: Config, world_size: int) -> Iterator[str]:
@@ -43,6 +44,6 @@ class EngineKind:
     install: str = ""
 
     def check_installed(self) -> None:
-        """Raises ImportError, saying what to install, if the engine's package is missing. Doesn't import it."""
+        """Raises ConfigError, saying what to install, if the engine's package is missing. Doesn't import it."""
         if self.package is not None and find_spec(self.package) is None:
-            raise ImportError(f"rollout.engine={self.name} needs {self.package}: {self.install}")
+            raise ConfigError(f"rollout.engine={self.name} needs {self.package}: {self.install}")

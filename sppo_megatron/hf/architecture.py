@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.families import Family, family_of
 
 
@@ -73,12 +74,12 @@ class Architecture:
 
 
 def load_hf_config(hf_path: str) -> Any:
-    """The Hugging Face config at a local folder or hub id. Raises ValueError that says what to put there."""
+    """The Hugging Face config at a local folder or hub id. Raises ConfigError that says what to put there."""
     try:
         return AutoConfig.from_pretrained(hf_path)
     except (OSError, ValueError) as error:
         what = "has no readable config.json" if Path(hf_path).is_dir() else "is neither a local folder nor reachable"
-        raise ValueError(
+        raise ConfigError(
             f"model.hf_path={hf_path!r} {what}: give a folder in Hugging Face format or a hub id ({error})"
         ) from error
 
@@ -86,7 +87,7 @@ def load_hf_config(hf_path: str) -> Any:
 def read_architecture(hf_config: Any) -> Architecture:
     """The architecture of a Hugging Face config.
 
-    Raises ValueError for a family or a feature that isn't supported, naming it and what is.
+    Raises ConfigError for a family or a feature that isn't supported, naming it and what is.
     """
     family = family_of(hf_config.model_type)
     _refuse_unsupported_features(hf_config)
@@ -124,7 +125,7 @@ def _mixture(hf_config: Any, family: Family) -> MixtureOfExperts | None:
         return None
     normalizes = bool(hf_config.norm_topk_prob) if family.normalizes_topk is None else family.normalizes_topk
     if normalizes and hf_config.num_experts_per_tok == 1:
-        raise ValueError(
+        raise ConfigError(
             f"the {hf_config.model_type} config routes to one expert whose probability is made 1: "
             "its router gets no gradient, which is not supported"
         )
@@ -154,7 +155,7 @@ def _refuse_unsupported_features(hf_config: Any) -> None:
     }
     found = [name for name, present in refused.items() if present]
     if found:
-        raise ValueError(f"the {hf_config.model_type} config uses {', '.join(found)}, which is not supported")
+        raise ConfigError(f"the {hf_config.model_type} config uses {', '.join(found)}, which is not supported")
 
 
 def _rotary_inv_freq(hf_config: Any, head_dim: int) -> torch.Tensor:
@@ -164,6 +165,6 @@ def _rotary_inv_freq(hf_config: Any, head_dim: int) -> torch.Tensor:
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
         return 1.0 / (parameters["rope_theta"] ** exponents)
     if kind not in ("linear", "llama3"):
-        raise ValueError(f"rope_type {kind!r} is not supported; supported are default, linear and llama3")
+        raise ConfigError(f"rope_type {kind!r} is not supported; supported are default, linear and llama3")
     inv_freq, _ = ROPE_INIT_FUNCTIONS[kind](hf_config, torch.device("cpu"))
     return inv_freq.float()

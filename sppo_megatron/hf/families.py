@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sppo_megatron.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ExpertNames:
@@ -56,9 +58,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: str) -> Family:
-    """Raises ValueError that says what is supported."""
+    """Raises ConfigError that says what is supported."""
     if model_type not in FAMILIES:
-        raise ValueError(
+        raise ConfigError(
             f"model family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}. "
             "Training and the converters alone take others, too, through megatron-bridge (docs/models.md)"
         )

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.tensor_layouts import TensorSource
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -43,11 +44,11 @@ class SafetensorsFolder:
             file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
             missing = sorted({name for name in file_of.values() if not (self._folder / name).exists()})
             if missing:
-                raise ValueError(f"{index} names files that are not there: {', '.join(missing)}")
+                raise ConfigError(f"{index} names files that are not there: {', '.join(missing)}")
             return file_of
         single = self._folder / SINGLE_FILE
         if not single.exists():
-            raise ValueError(f"{self._folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to load")
+            raise ConfigError(f"{self._folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to load")
         with safe_open(single, framework="pt") as file:
             return dict.fromkeys(file.keys(), SINGLE_FILE)
 

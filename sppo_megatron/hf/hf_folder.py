@@ -7,18 +7,20 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
+from sppo_megatron.errors import ConfigError
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def resolve_hf_folder(hf_path: str) -> Path:
     """The local folder; a hub id is downloaded into the hub's cache (or found there).
 
-    Raises ValueError that says what to give.
+    Raises ConfigError that says what to give.
     """
     if Path(hf_path).is_dir():
         return Path(hf_path)
     if hf_path.startswith((".", "/", "~")) or hf_path.count("/") != 1:
-        raise ValueError(f"model.hf_path={hf_path!r} is no folder: give a folder in Hugging Face format or a hub id")
+        raise ConfigError(f"model.hf_path={hf_path!r} is no folder: give a folder in Hugging Face format or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -26,7 +28,7 @@ def resolve_hf_folder(hf_path: str) -> Path:
         patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(hf_path, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"model.hf_path={hf_path!r} is no local folder and could not be fetched from the hub: {error}"
         ) from error
 

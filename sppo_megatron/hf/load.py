@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.hf_checkpoint import HFTensors
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER, canonical_name, expert_index, hf_shapes
 from sppo_megatron.hf.tensor_layouts import Layout
@@ -34,7 +35,7 @@ def check_names_and_shapes(layouts: Mapping[str, Layout], found: Mapping[str, tu
         if names
     ]
     if problems:
-        raise ValueError("the checkpoint does not fit its config.json: " + "; ".join(problems))
+        raise ConfigError("the checkpoint does not fit its config.json: " + "; ".join(problems))
 
 
 @torch.no_grad()

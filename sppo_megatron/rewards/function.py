@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.verifiers import Score
 
 RESPONSE_ARGUMENTS = ("prompt", "response", "answer")
@@ -27,13 +28,13 @@ def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) ->
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
-        raise ValueError(f'reward.function={path!r} is not of the form "module:name", such as "my_rewards:length"')
+        raise ConfigError(f'reward.function={path!r} is not of the form "module:name", such as "my_rewards:length"')
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        raise ValueError(
+        raise ConfigError(
             f"reward.function={path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
             f"put it on PYTHONPATH or in the current directory ({os.getcwd()})"
         ) from error
@@ -41,10 +42,10 @@ def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) ->
     for part in name.split("."):
         if not hasattr(function, part):
             there = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-            raise ValueError(f"reward.function={path!r}: {module_name!r} has no {name!r}; it has {there}")
+            raise ConfigError(f"reward.function={path!r}: {module_name!r} has no {name!r}; it has {there}")
         function = getattr(function, part)
     if not callable(function):
-        raise ValueError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
+        raise ConfigError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
     _check_signature(function, path, arguments)
     return function
 
@@ -57,7 +58,7 @@ def _check_signature(function: Callable[..., Any], path: str, arguments: tuple[s
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        raise ValueError(
+        raise ConfigError(
             f"reward.function={path!r} is called as f({', '.join(arguments)}), which {signature} refuses: {error}"
         ) from None
 

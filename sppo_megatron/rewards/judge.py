@@ -11,6 +11,7 @@ from typing import Any
 from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError, wait_for, with_retries
 from sppo_megatron.cluster.server_pool import NoServerLeft, Pool
 from sppo_megatron.config import JudgeConfig
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.judge_cache import AnswerCache
 from sppo_megatron.rewards.judge_question import Reading, question_key, read_answer, request_body, used_tokens
 from sppo_megatron.rewards.preference import Pair, ordered_pairs, set_preference
@@ -189,16 +190,16 @@ def _served_model(pool: Pool[HttpClient], model: str | None) -> str:
         except (ServerError, KeyError, TypeError) as error:
             problems.append(str(error))
         except RequestError as error:
-            raise ValueError(str(error)) from error
+            raise ConfigError(str(error)) from error
     if not served:
-        raise ValueError(f"no judge answers at reward.judge.urls: {'; '.join(problems)}")
+        raise ConfigError(f"no judge answers at reward.judge.urls: {'; '.join(problems)}")
     pool.set_alive(list(served))
     everywhere = set.intersection(*map(set, served.values()))
     if model is None and len(everywhere) == 1:
         return everywhere.pop()
     if model is None or model not in everywhere:
         offers = "; ".join(f"{url} serves {', '.join(names)}" for url, names in served.items())
-        raise ValueError(f"reward.judge.model={model} must name what every server serves, and {offers}")
+        raise ConfigError(f"reward.judge.model={model} must name what every server serves, and {offers}")
     return model
 
 

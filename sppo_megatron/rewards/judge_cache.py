@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from sppo_megatron.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 30.0  # several ranks write to one file
@@ -17,7 +19,7 @@ class AnswerCache:
     """path: an SQLite file, made where it isn't there. Threads and processes may share it.
 
     What goes wrong with the file later costs an answer's place in it, never the run.
-    Raises ValueError where the file can't be opened as a cache.
+    Raises ConfigError where the file can't be opened as a cache.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -28,7 +30,7 @@ class AnswerCache:
             with self._connection:
                 self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, first_wins REAL)")
         except (sqlite3.Error, OSError) as error:
-            raise ValueError(
+            raise ConfigError(
                 f"reward.judge.cache_path={path} can't be used ({error}): name another file, or null for none"
             ) from error
 

@@ -6,6 +6,7 @@ import logging
 import time
 
 from sppo_megatron.config import RewardConfig
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.function import PAIR_ARGUMENTS, load_function
 from sppo_megatron.rewards.preference import Pair, ordered_pairs, set_preference
 from sppo_megatron.rewards.text import Decode, texts_of
@@ -20,7 +21,7 @@ class PairwiseFunction:
 
     metrics, of the last call: pairwise_function_questions, in both orders and equal ones counted once,
     pairwise_function_failed and pairwise_function_seconds.
-    Raises ValueError where the function is missing, can't be found, or doesn't take these arguments.
+    Raises ConfigError where the function is missing, can't be found, or doesn't take these arguments.
     """
 
     needs_answer = False
@@ -28,7 +29,7 @@ class PairwiseFunction:
 
     def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
         if not config.function:
-            raise ValueError('reward.kind=pairwise_function needs reward.function="module:name"')
+            raise ConfigError('reward.kind=pairwise_function needs reward.function="module:name"')
         load_function(config.function, PAIR_ARGUMENTS)
         self._config = config
         self._decode = decode

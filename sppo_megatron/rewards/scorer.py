@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from sppo_megatron.config import RewardConfig
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.function import load_function
 from sppo_megatron.rewards.text import Decode, texts_of
 from sppo_megatron.rewards.verifiers import VERIFIERS, check_math_verify
@@ -24,7 +25,7 @@ class RewardScorer:
     """Use as a context manager, or call `close`.
 
     decode: token ids [length] int32 -> text without special tokens, for prompts and responses that carry no text.
-    Raises ValueError on an unknown kind, a bad setting, or a function that can't be found; ImportError without
+    Raises ConfigError on an unknown kind, a bad setting, or a function that can't be found; ImportError without
     math-verify.
     """
 
@@ -48,7 +49,7 @@ class RewardScorer:
         A response whose scoring raises, takes longer than timeout_s seconds, ends its process or gives no finite number
         gets `config.default` as its reward and the reason as its error; one warning per call counts these. It isn't
         correct, where the others' correctness is defined. Under several ranks each scores its own share.
-        Raises ValueError where text is missing and there is no `decode`.
+        Raises ConfigError where text is missing and there is no `decode`.
         """
         calls = [call for group in groups for call in self._calls(group)]
         outcomes = self._pool.run(calls) if self._pool is not None else [self._call_inline(call) for call in calls]
@@ -97,18 +98,18 @@ class RewardScorer:
 
 def _check(config: RewardConfig) -> None:
     if config.kind not in KINDS:
-        raise ValueError(f"reward.kind={config.kind!r} is not known; choose one of {', '.join(KINDS)}")
+        raise ConfigError(f"reward.kind={config.kind!r} is not known; choose one of {', '.join(KINDS)}")
     if config.num_workers < 1:
-        raise ValueError(f"reward.num_workers must be at least 1, got {config.num_workers}")
+        raise ConfigError(f"reward.num_workers must be at least 1, got {config.num_workers}")
     if not config.timeout_s > 0:
-        raise ValueError(f"reward.timeout_s must be above 0 seconds, got {config.timeout_s}")
+        raise ConfigError(f"reward.timeout_s must be above 0 seconds, got {config.timeout_s}")
     if not np.isfinite(config.default):
-        raise ValueError(f"reward.default must be a finite number, got {config.default}")
+        raise ConfigError(f"reward.default must be a finite number, got {config.default}")
     if config.kind == "function":
         if not config.function:
-            raise ValueError('reward.kind=function needs reward.function="module:name"')
+            raise ConfigError('reward.kind=function needs reward.function="module:name"')
         load_function(config.function)
     elif config.function:
-        raise ValueError(f"reward.function is set, but reward.kind={config.kind}; set reward.kind=function")
+        raise ConfigError(f"reward.function is set, but reward.kind={config.kind}; set reward.kind=function")
     if config.kind == "math_verify":
         check_math_verify()

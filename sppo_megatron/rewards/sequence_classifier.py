@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sppo_megatron.config import RewardModelConfig
+from sppo_megatron.errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Text = str | tuple[str, str]  # a pair is two segments
@@ -19,7 +20,7 @@ Text = str | tuple[str, str]  # a pair is two segments
 class SequenceClassifier:
     """tokenizer: the model's own.
 
-    Raises ValueError where there is no such model, or it has no head with one output.
+    Raises ConfigError where there is no such model, or it has no head with one output.
     """
 
     def __init__(self, config: RewardModelConfig) -> None:
@@ -85,12 +86,12 @@ def _load(config: RewardModelConfig) -> tuple[Any, Any]:
             config.path, num_labels=1, dtype=_DTYPES[config.dtype], output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"reward.model.path={config.path} can't be loaded as a sequence classifier with one output: {error}"
         ) from error
     absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     if absent:
-        raise ValueError(
+        raise ConfigError(
             f"reward.model.path={config.path} has no trained {', '.join(absent[:3])}: "
             "it is no sequence classifier with one output, and would score at random"
         )

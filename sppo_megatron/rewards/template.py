@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sppo_megatron.errors import ConfigError
+
 PLACEHOLDERS = ("{prompt}", "{first}", "{second}")
 
 JUDGE_TEMPLATE = """\
@@ -34,16 +36,18 @@ PAIRWISE_TEMPLATE = """\
 
 
 def load_template(path: str | None, default: str) -> str:
-    """The file's text, the default where path is None. Raises ValueError without a file or a placeholder."""
+    """The file's text, the default where path is None. Raises ConfigError without a file or a placeholder."""
     if path is None:
         return default
     try:
         template = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the reward's template {path} can't be read: {error}") from error
+        raise ConfigError(f"the reward's template {path} can't be read: {error}") from error
     missing = [name for name in PLACEHOLDERS if name not in template]
     if missing:
-        raise ValueError(f"the reward's template {path} lacks {', '.join(missing)}: it needs {', '.join(PLACEHOLDERS)}")
+        raise ConfigError(
+            f"the reward's template {path} lacks {', '.join(missing)}: it needs {', '.join(PLACEHOLDERS)}"
+        )
     return template
 
 

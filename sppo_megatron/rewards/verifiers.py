@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from typing import NamedTuple
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.numbers import last_number, same_number
 
 
@@ -65,7 +66,7 @@ def math_verify(prompt: str, response: str, answer: str | None) -> Score:
     answer = _required(answer)
     expected = parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None)
     if not expected:
-        raise ValueError(f"math-verify cannot parse the answer {answer[:80]!r}")
+        raise ConfigError(f"math-verify cannot parse the answer {answer[:80]!r}")
     found = parse(response, parsing_timeout=None)
     correct = bool(found) and bool(verify(expected, found, timeout_seconds=None))
     return Score(float(correct), correct)
@@ -80,7 +81,7 @@ def _import_math_verify() -> tuple[Callable, Callable]:
     try:
         from math_verify import parse, verify
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             'reward.kind=math_verify needs the package math-verify: pip install "sppo-megatron[math]"'
         ) from error
     # It warns in every call that its own timeouts are off; the worker pool's are on.

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from sppo_megatron.data.rollout_file import count_responses, read_groups
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ class ReplayEngine:
     file. None takes the whole file: of one file, the same groups in every iteration.
     iterations: how many will be asked for, where that is known.
 
-    Every line that will be used is checked here, before anything expensive starts. Raises FileNotFoundError where there
+    Every line that will be used is checked here, before anything expensive starts. Raises ConfigError where there
     is nothing to read, and ValueError for a broken line, an empty file, or fewer groups than the iterations need.
     """
 
@@ -29,15 +30,15 @@ class ReplayEngine:
         self, path: str | Path, groups_per_iteration: int | None = None, iterations: int | None = None
     ) -> None:
         if groups_per_iteration is not None and groups_per_iteration < 1:
-            raise ValueError(f"groups_per_iteration must be at least 1 or None, got {groups_per_iteration}")
+            raise ConfigError(f"groups_per_iteration must be at least 1 or None, got {groups_per_iteration}")
         self.path = Path(path)
         self.groups_per_iteration = groups_per_iteration
         self.is_folder = self.path.is_dir()
         self.files = sorted(self.path.glob("iteration_*.jsonl")) if self.is_folder else [self.path]
         if self.is_folder and not self.files:
-            raise FileNotFoundError(f"rollout.path={self.path} is a folder without iteration_*.jsonl files")
+            raise ConfigError(f"rollout.path={self.path} is a folder without iteration_*.jsonl files")
         if not self.is_folder and not self.path.is_file():
-            raise FileNotFoundError(f"rollout.path={self.path} does not exist")
+            raise ConfigError(f"rollout.path={self.path} does not exist")
         if self.is_folder and iterations is not None:
             self._check_enough(len(self.files), iterations)
             self.files = self.files[:iterations]
@@ -86,9 +87,9 @@ class ReplayEngine:
         n = self.groups_per_iteration
         for file, counts in zip(self.files, self._responses_of_groups, strict=True):
             if not counts:
-                raise ValueError(f"{file} has no groups")
+                raise ConfigError(f"{file} has no groups")
             if n is not None and len(counts) < n:
-                raise ValueError(
+                raise ConfigError(
                     f"{file} has {len(counts)} groups, fewer than the {n} of one iteration; "
                     f"set train.prompts_per_iteration={len(counts)} or null"
                 )
@@ -103,7 +104,7 @@ class ReplayEngine:
             have = f"{available} files, one per iteration"
         else:
             have = f"{len(self._responses_of_groups[0])} groups, {self.groups_per_iteration} per iteration"
-        raise ValueError(
+        raise ConfigError(
             f"train.iterations={iterations}, but rollout.path={self.path} has rollouts for {available} ({have}); "
             f"set train.iterations={available} or less, or add rollouts"
         )

@@ -14,14 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sppo_megatron.batch.units import steps_per_iteration
-from sppo_megatron.cluster.consensus import agreed, check_same_config
+from sppo_megatron.cluster.consensus import agreed, check_same_config, decided_by_first_rank
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
 from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.engines.vllm.replica import VllmReplica
 from sppo_megatron.hf.save import save_hf_folder
-from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint
+from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint, wait_until_visible
 from sppo_megatron.policy.checkpoint.training import Checkpointer, check_fits
 from sppo_megatron.policy.generate.generator import Generator
 from sppo_megatron.policy.initialize import (
@@ -87,7 +87,9 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
     generator = Generator(policy.chunks, policy.config, policy.groups, inputs.model.vocab_size, policy.device)
     engines = build_engines(config, inputs, generator, parts.replica)
-    resumed_from, state = agreed(lambda: _find_checkpoint(config, inputs))
+    resumed_from, state = decided_by_first_rank(lambda: _find_checkpoint(config, inputs))
+    if resumed_from is not None:
+        agreed(lambda: wait_until_visible(resumed_from))
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))

@@ -14,14 +14,19 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.cluster.heavy_imports import heavy_imports
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sppo_megatron.cluster.output_lock import OutputLock
+    from sppo_megatron.train.build import Parts
 from sppo_megatron.rollout.registry import check_run
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: told to stop by SIGTERM or SIGUSR1, and saved; the same command continues
@@ -31,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one training; returns the exit code."""
     options = _parse(arguments)
     set_up_logging(int(os.environ.get("RANK", "0")))
-    return run_to_end("training", lambda: _run_command(options))
+    return exit_code_of("training", lambda: _run_command(options))
 
 
 def _run_command(options: argparse.Namespace) -> int:
@@ -39,10 +44,7 @@ def _run_command(options: argparse.Namespace) -> int:
     if options.cfg:
         print(OmegaConf.to_yaml(composed), end="")
         return 0
-    if config.checkpoint.load is None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-        config.checkpoint.load = "latest"  # torchrun --max-restarts starts the same command again
     check_run(config, int(os.environ.get("WORLD_SIZE", "1")))
-    check_output_dir(config)
     return run(config, composed)
 
 
@@ -50,43 +52,60 @@ def run(config: Config, composed: DictConfig) -> int:
     """Builds the parts, trains, exports the policy; returns the exit code.
 
     Raises, the same on every rank, ConfigError for what only reading the data and the model can tell, and
-    TrainingError where the run can't go on; LostRankError where another rank is lost.
+    TrainingError if the run can't go on; LostRankError if another rank is lost.
     """
     with heavy_imports():
         from sppo_megatron.cluster.failure_report import roll_call
         from sppo_megatron.cluster.output_lock import locked_output
         from sppo_megatron.policy.initialize import joined_job
         from sppo_megatron.train import build
-        from sppo_megatron.train.preemption import Preempted
+
+    timeout = config.parallelism.distributed_timeout_minutes
+    with joined_job(timeout), roll_call(), locked_output(Path(config.output_dir)) as lock:
+        continue_or_refuse(config)
+        with build.job(config, composed) as parts:
+            return _train(config, composed, parts, lock)
+
+
+def _train(config: Config, composed: DictConfig, parts: Parts, lock: OutputLock) -> int:
+    from sppo_megatron.train import build
+    from sppo_megatron.train.preemption import Preempted
 
     started = time.perf_counter()
-    timeout = config.parallelism.distributed_timeout_minutes
-    with (
-        joined_job(timeout),
-        roll_call(),
-        locked_output(Path(config.output_dir)) as lock,
-        build.job(config, composed) as parts,
-    ):
-        trainer = build.build_trainer(config, composed, parts, lock)
-        try:
-            with trainer.display:
-                trainer.run()
-            build.export_policy(config, parts)
-        except Preempted as stop:
-            logging.getLogger(__name__).warning("%s", stop)
-            return EXIT_PREEMPTED
-        except Exception as error:
-            error.add_note(f"after optimizer step {trainer.state.step}")
-            raise
-        finally:
-            build.close(trainer, parts)
-        if trainer.is_main:
-            build.print_results(config, trainer, time.perf_counter() - started)
+    trainer = build.build_trainer(config, composed, parts, lock)
+    try:
+        with trainer.display:
+            trainer.run()
+        build.export_policy(config, parts)
+    except Preempted as stop:
+        logging.getLogger(__name__).warning("%s", stop)
+        return EXIT_PREEMPTED
+    except Exception as error:
+        error.add_note(f"after optimizer step {trainer.state.step}")
+        raise
+    finally:
+        build.close(trainer, parts)
+    if trainer.is_main:
+        build.print_results(config, trainer, time.perf_counter() - started)
     return 0
 
 
-def check_output_dir(config: Config) -> None:
-    """Raises ConfigError where a run lies in output_dir and this one wouldn't continue it: nothing is overwritten."""
+def continue_or_refuse(config: Config) -> None:
+    """Settles for all ranks alike whether this run continues one that lies in output_dir. Collective.
+
+    torchrun starts the same command again after a failure. Every node counts its own restarts, and one that took the
+    place of a lost node has none, so the highest count tells: then checkpoint.load=latest is set.
+    Raises ConfigError if a run lies in output_dir and this one wouldn't continue it: nothing is overwritten.
+    """
+    from sppo_megatron.cluster.consensus import agreed, of_all_ranks
+
+    restarts = of_all_ranks(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    if config.checkpoint.load is None and max(restarts) > 0:
+        config.checkpoint.load = "latest"
+    agreed(lambda: _check_output_dir(config))
+
+
+def _check_output_dir(config: Config) -> None:
     if config.checkpoint.load is None and (Path(config.output_dir) / "metrics.jsonl").exists():
         raise ConfigError(
             f"output_dir={config.output_dir} holds a run already: continue it with checkpoint.load=latest, "

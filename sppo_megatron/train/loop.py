@@ -29,14 +29,12 @@ from sppo_megatron.rollout.ahead import RolloutsAhead
 from sppo_megatron.tracking.console import ProgressDisplay
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator, judged_by
+from sppo_megatron.train.first_update import check_first_log_ratio
 from sppo_megatron.train.preemption import Preempted, PreemptionGuard
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
-
-# nats per token that |s| may show before the first update of an iteration, where it is 0 up to rounding
-_ROUNDING = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 1e-2}
 
 
 class Policy(Protocol):
@@ -210,7 +208,8 @@ class Trainer:
         metrics = self.policy.train_step(iteration.batch, units)
         seconds = time.perf_counter() - started
         if self.state.minibatch == 0:
-            self._check_first_log_ratio(metrics, iteration)
+            longest = int(iteration.batch.sequences.lengths.max(initial=1))
+            check_first_log_ratio(metrics, longest, self.config.precision, self.state.iteration)
         self.state.step += 1
         self.state.minibatch += 1
         tokens = iteration.batch.num_tokens(units)
@@ -220,17 +219,6 @@ class Trainer:
         self.tracker.log(line)
         iteration.last_line = line
         self.checkpointer.poll()
-
-    def _check_first_log_ratio(self, metrics: dict[str, float], iteration: Iteration) -> None:
-        """The first sign of a broken parallel path: π_θ is π_t here, so s must be 0 up to rounding."""
-        longest = int(iteration.batch.sequences.lengths.max(initial=1))
-        bound = _ROUNDING[self.config.precision.dtype] * longest
-        if metrics["log_ratio_abs_max"] > bound:
-            raise TrainingError(
-                f"before the first update of iteration {self.state.iteration} the largest |log π_θ − log π_t| is "
-                f"{metrics['log_ratio_abs_max']:.3g} nats and should be 0 up to rounding (bound {bound:.3g}): "
-                "the training pass does not compute what the log-prob pass does; try another layout and report it"
-            )
 
     # ---------------------------------------------------------------- evaluation, checkpoints, resume
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sppo_megatron.data.rollout_file import read_groups, write_groups
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
 
 _COUNTERS = "trainer_state.json"
@@ -55,11 +56,11 @@ class TrainerState:
 
     @staticmethod
     def read(folder: Path) -> TrainerState:
-        """Raises ValueError if the folder holds no readable state."""
+        """Raises ConfigError if the folder holds no readable state."""
         try:
             return TrainerState(**json.loads((folder / _COUNTERS).read_text()))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{folder} is no checkpoint of this trainer: {error}") from error
+            raise ConfigError(f"{folder} is no checkpoint of this trainer: {error}") from error
 
     def read_ahead(self, folder: Path) -> list[Group]:
         """The groups that were generated ahead."""

@@ -39,7 +39,8 @@ def test_bad_configuration(name: str, task: Path, tmp_path: Path) -> None:
         assert word in done.stderr, f"{word!r} is not in: {message}"
     assert done.returncode == (2 if ranks == 1 else 1)  # torchrun's own code is 1
     if ranks > 1:
-        assert "exitcode  : 2" in done.stderr
+        assert "exitcode  : 2" in done.stderr and f"traceback : {message}" in done.stderr
+        assert "To enable traceback" not in done.stderr
     assert 'Traceback (most recent call last):\n  File "<frozen runpy>"' not in done.stdout
     assert not (tmp_path / "run").exists()
 

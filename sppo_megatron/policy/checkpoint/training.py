@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,17 +22,25 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.cluster.helper_processes import die_with_parent
-from sppo_megatron.errors import TrainingError
-from sppo_megatron.policy.checkpoint.folder import checkpoint_path, partial_path, publish, remove_partial
+from sppo_megatron.errors import ConfigError, TrainingError
+from sppo_megatron.policy.checkpoint.folder import (
+    MODEL,
+    checkpoint_path,
+    partial_path,
+    publish,
+    remove,
+    remove_leftovers,
+)
 from sppo_megatron.policy.checkpoint.results_queue import start_results_queue
 from sppo_megatron.policy.model.build import unwrap
 from sppo_megatron.policy.model.precision import DTYPES
 from sppo_megatron.policy.policy import Policy
 
 WEIGHTS = "megatron"  # the sub-folder of dist_checkpointing
-MODEL = "model.json"  # what the weights are the weights of
 _DISTRIBUTED, _DTYPE = "optimizer.use_distributed_optimizer", "precision.dtype"
+_FULL = os.strerror(errno.ENOSPC)
 _LONGEST_PROBLEM = 300  # characters; some of Megatron's name every tensor
 
 
@@ -59,11 +69,11 @@ class Checkpointer:
     def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None:
         """Saves after optimizer step `step`. write_host_state is called on rank 0 with the folder to write into.
 
-        best: the step whose checkpoint is kept besides the last ones and linked as `best`, 0 where there is none.
+        best: the step whose checkpoint is kept besides the last ones and linked as `best`, 0 if there is none.
         Before the first step there is no optimizer state, and nothing is saved that the run doesn't start with.
         With async_save the tensors are snapshotted now and written while training goes on; `finalize` waits for them.
-        Raises TrainingError on every rank where it can't be written (a full disk); earlier checkpoints are untouched.
-        So do `poll` and `finalize`.
+        Raises TrainingError on every rank if it can't be written, such as on a full disk; earlier checkpoints are
+        untouched. So do `poll` and `finalize`.
         """
         self.finalize()
         self._best = best
@@ -75,10 +85,11 @@ class Checkpointer:
         with self._reported(final):
             if dist.get_rank() == 0:
                 self._check_folder()
-                remove_partial(self._folder)
-                (folder / WEIGHTS).mkdir(parents=True)
-                write_host_state(folder)
+                remove_leftovers(self._folder)
+                folder.mkdir(parents=True)
                 (folder / MODEL).write_text(json.dumps(self._description(), indent=2))
+                (folder / WEIGHTS).mkdir()
+                write_host_state(folder)
         with self._reported(final), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             request: AsyncRequest | None = dist_checkpointing.save(
@@ -150,24 +161,34 @@ class Checkpointer:
 
     @contextmanager
     def _reported(self, final: Path) -> Iterator[None]:
-        """A failure of any rank becomes one TrainingError on all of them. Collective: also the barrier at its end."""
-        problem = None
+        """A failure of any rank ends all of them. Collective: also the barrier at its end.
+
+        Raises TrainingError, but on a rank whose own failure is no fault of its storage that very failure.
+        """
+        failure: BaseException | None = None
         try:
             yield
         except (Exception, CheckpointException) as error:  # torch's own is no Exception
-            problem = (str(error).strip() or type(error).__name__).splitlines()[-1][:_LONGEST_PROBLEM]
-        problems: list = [None] * dist.get_world_size()
-        dist.all_gather_object(problems, problem)
-        failed = [(rank, text) for rank, text in enumerate(problems) if text is not None]
-        if failed:
-            free = shutil.disk_usage(self._folder).free
-            if dist.get_rank() == 0:
-                shutil.rmtree(partial_path(final), ignore_errors=True)
-            rank, text = failed[0]
-            raise TrainingError(
-                f"the checkpoint {final} could not be written (rank {rank}: {text}; {free >> 20} MiB were free there). "
-                "Earlier ones are untouched: make room and continue with checkpoint.load=latest"
-            )
+            failure = error
+        failed = [
+            (rank, problem)
+            for rank, problem in enumerate(of_all_ranks(None if failure is None else _problem(failure)))
+            if problem is not None
+        ]
+        if not failed:
+            return
+        if isinstance(failure, TrainingError):  # the folder is another job's now
+            raise failure
+        if dist.get_rank() == 0:
+            remove(partial_path(final))
+        if failure is not None and not _is_of_storage(failure):
+            raise failure
+        rank, problem = failed[0]
+        full = f"; {shutil.disk_usage(self._folder).free >> 20} MiB are free there" if _FULL in problem else ""
+        raise TrainingError(
+            f"the checkpoint {final} could not be written (rank {rank}: {problem}{full}). "
+            f"Earlier ones are untouched: {'make room and ' if full else ''}continue with checkpoint.load=latest"
+        ) from failure
 
     def _content_metadata(self) -> dict[str, Any]:
         return {
@@ -190,6 +211,27 @@ class Checkpointer:
         return models | {"optimizer": optimizer, "scheduler": self._policy.scheduler.state_dict()}
 
 
+def _problem(error: BaseException) -> str:
+    """One line; of torch's report on many ranks, what one of them met."""
+    found = next((part for part in _causes(error) if isinstance(part, OSError)), error)
+    return (str(found).strip() or type(found).__name__).splitlines()[-1][:_LONGEST_PROBLEM]
+
+
+def _is_of_storage(error: BaseException) -> bool:
+    """True if a disk is full, gone, read-only or failing; what torch's writers report is of files alone."""
+    return any(isinstance(part, (OSError, CheckpointException)) for part in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and what torch's checkpointing collected from ranks."""
+    pending: list[BaseException | None] = [error]
+    while pending:
+        if (part := pending.pop()) is not None:
+            yield part
+            pending += [part.__cause__, part.__context__]
+            pending += [of_rank[0] for of_rank in getattr(part, "failures", {}).values()]
+
+
 def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any) -> None:
     """What an asynchronous writer runs. One that outlived its rank would write into the folder of the next run."""
     die_with_parent()
@@ -197,7 +239,7 @@ def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any)
 
 
 def check_fits(path: Path, model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None = None) -> None:
-    """Raises ValueError where a checkpoint is of another model or optimizer, saying what differs and what to set.
+    """Raises ConfigError if a checkpoint is of another model or optimizer, saying what differs and what to set.
 
     model: the description of the `ModelSource`.
     Every parallel size may be another one. But the two kinds of optimizer store their state in different forms, the
@@ -213,7 +255,7 @@ def check_fits(path: Path, model: dict[str, Any], use_distributed_optimizer: boo
     problems = [f"{key} is {saved.get(key)} there and {ours[key]} here" for key in differing]
     settings = [f"{key}={str(saved.get(key)).lower()}" for key in differing if key in (_DISTRIBUTED, _DTYPE)]
     advice = f". Continue it with {' '.join(settings)}" if len(settings) == len(differing) else ""
-    raise ValueError(f"the checkpoint {path} does not fit this run: {'; '.join(problems)}{advice}")
+    raise ConfigError(f"the checkpoint {path} does not fit this run: {'; '.join(problems)}{advice}")
 
 
 def _description(model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER
 from sppo_megatron.policy.checkpoint.weights_table import Piece, WeightsTable
 
@@ -123,9 +124,9 @@ class StoredWeights:
     """The weights of a torch_dist checkpoint."""
 
     def __init__(self, folder: Path, table: WeightsTable):
-        """Raises ValueError where the folder is no such checkpoint, or lacks or misshapes a tensor of the model."""
+        """Raises ConfigError where the folder is no such checkpoint, or lacks or misshapes a tensor of the model."""
         if not check_is_distributed_checkpoint(str(folder)):
-            raise ValueError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
+            raise ConfigError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
         self._table = table
         self._reader = dcp.FileSystemReader(folder)
         self._metadata = self._reader.read_metadata()
@@ -171,7 +172,7 @@ class StoredWeights:
         ]
         if problems:
             more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise ValueError(f"the checkpoint {folder} does not fit the model: {'; '.join(problems[:10])}{more}")
+            raise ConfigError(f"the checkpoint {folder} does not fit the model: {'; '.join(problems[:10])}{more}")
 
 
 def _holds(key: str, stored: tuple[int, ...], size: tuple[int, ...]) -> bool:

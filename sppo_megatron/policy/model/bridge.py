@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.config import Config
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.families import FAMILIES
 from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER
@@ -36,7 +37,7 @@ class BridgeModel:
     def __init__(self, folder: Path, hf_config: Any):
         """folder: where the weights are, read when they are asked for.
 
-        Raises ValueError where megatron-bridge isn't there, or the model can't be trained through it.
+        Raises ConfigError where megatron-bridge isn't there, or the model can't be trained through it.
         """
         self._folder = folder
         self._hf_config = hf_config
@@ -45,7 +46,7 @@ class BridgeModel:
         self._provider = self._bridge.to_megatron_provider(load_weights=False)
         found = _unsupported(self._provider, hf_config)
         if found:
-            raise ValueError(f"the {self._family} model has {', '.join(found)}: not supported through megatron-bridge")
+            raise ConfigError(f"the {self._family} model has {', '.join(found)}: not supported through megatron-bridge")
 
     @property
     def vocab_size(self) -> int:
@@ -67,7 +68,7 @@ class BridgeModel:
 
     def build(self, run: Config, groups: ProcessGroupCollection) -> tuple[TransformerConfig, list[nn.Module]]:
         if run.precision.fp8 is not None:
-            raise ValueError(f"precision.fp8 with a {self._family} model: not supported through megatron-bridge")
+            raise ConfigError(f"precision.fp8 with a {self._family} model: not supported through megatron-bridge")
         provider = self._provider
         fields = run_fields(run.model, run.parallelism, run.precision) | {
             "should_pad_vocab": True,
@@ -120,7 +121,7 @@ class BridgeModel:
         of_stages: list = [None] * groups.pp.size()
         dist.all_gather_object(of_stages, plain, group=groups.pp)
         if not all(of_stages):
-            raise ValueError(
+            raise ConfigError(
                 f"the {self._family} model of megatron-bridge is no plain decoder whose logits are a product of hidden "
                 "states and weights (it caps or scales them, or takes more than text): not supported"
             )
@@ -144,7 +145,7 @@ class BridgeModel:
         }
         texts = [f"{title}: {', '.join(sorted(names)[:10])}" for title, names in problems.items() if names]
         if texts:
-            raise ValueError(f"the checkpoint does not fit megatron-bridge's {self._family}: {'; '.join(texts)}")
+            raise ConfigError(f"the checkpoint does not fit megatron-bridge's {self._family}: {'; '.join(texts)}")
 
 
 def _open_bridge(hf_config: Any) -> Any:
@@ -156,7 +157,7 @@ def _open_bridge(hf_config: Any) -> Any:
             from megatron.bridge import AutoBridge
             from megatron.bridge.models.conversion.param_mapping import AutoMapping
     except ImportError as error:
-        raise ValueError(
+        raise ConfigError(
             f"{ours}; others are built by megatron-bridge, which can't be imported ({error}): on Python 3.12 "
             "pip install --no-deps megatron-bridge, and Transformer Engine, which it imports"
         ) from error
@@ -166,7 +167,7 @@ def _open_bridge(hf_config: Any) -> Any:
     except ValueError as error:
         known = ", ".join(AutoBridge.list_supported_models())
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{ours}, and megatron-bridge can't open it ({reason}); it knows {known}") from error
+        raise ConfigError(f"{ours}, and megatron-bridge can't open it ({reason}); it knows {known}") from error
 
 
 def _unsupported(provider: Any, hf_config: Any) -> list[str]:

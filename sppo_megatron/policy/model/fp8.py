@@ -9,6 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from sppo_megatron.config import ParallelismConfig, PrecisionConfig
 from sppo_megatron.config.precision import find_fp8_problem
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 
@@ -17,7 +18,7 @@ _TOKEN_MULTIPLES = {"delayed": 16, "tensorwise": 16, "blockwise": 128, "mxfp8": 
 
 
 def check_fp8(precision: PrecisionConfig) -> None:
-    """Raises ValueError where FP8 is asked for and can't run: Megatron-Core itself would train without it, silently."""
+    """Raises ConfigError if FP8 is asked for and can't run: Megatron-Core itself would train without it, silently."""
     problem = find_fp8_problem(
         precision,
         transformer_engine=is_installed("transformer_engine"),
@@ -25,7 +26,7 @@ def check_fp8(precision: PrecisionConfig) -> None:
         cuda=cuda_version(),
     )
     if problem is not None:
-        raise ValueError(problem)
+        raise ConfigError(problem)
 
 
 def token_multiple(precision: PrecisionConfig) -> int:
@@ -34,7 +35,7 @@ def token_multiple(precision: PrecisionConfig) -> int:
 
 
 def check_fp8_shapes(architecture: Architecture, parallelism: ParallelismConfig, recipe: str) -> None:
-    """Raises ValueError that names the weights whose sides on one rank FP8 products can't take."""
+    """Raises ConfigError that names the weights whose sides on one rank FP8 products can't take."""
     a, moe, tp = architecture, architecture.mixture, parallelism.tensor_model_parallel_size
     heads, groups = a.num_attention_heads // tp, max(1, a.num_query_groups // tp)
     sides = {
@@ -50,7 +51,7 @@ def check_fp8_shapes(architecture: Architecture, parallelism: ParallelismConfig,
     multiple = 32 if recipe == "mxfp8" else 16
     wrong = [f"{name} ({size})" for name, size in sides.items() if size % multiple]
     if wrong:
-        raise ValueError(
+        raise ConfigError(
             f"precision.fp8_recipe={recipe} needs multiples of {multiple} on each tensor-parallel rank, which "
             f"{', '.join(wrong)} are not: make parallelism.tensor_model_parallel_size smaller, or set precision=bf16"
         )

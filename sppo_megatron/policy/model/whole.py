@@ -17,6 +17,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShard
 from torch import Tensor
 
 from sppo_megatron.config import Config, PrecisionConfig
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.mapping import EMBEDDING
 from sppo_megatron.policy.checkpoint.logits import load_weights
 from sppo_megatron.policy.checkpoint.results_queue import start_results_queue
@@ -48,10 +49,10 @@ def store_model(model: ModelSource, folder: Path, dtype: torch.dtype) -> None:
 def read_model(model: ModelSource, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors by Hugging Face names, in the dtype that is stored. Takes over Megatron's process groups.
 
-    Raises ValueError where the folder is no such checkpoint.
+    Raises ConfigError where the folder is no such checkpoint.
     """
     if not check_is_distributed_checkpoint(str(folder)):
-        raise ValueError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
+        raise ConfigError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
     stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata[EMBEDDING]
     run = _run_in(stored.properties.dtype)  # type: ignore[union-attr]
     groups = initialize_model_parallel(run.parallelism, seed=0)

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from sppo_megatron.data.atomic_file import atomic_file, atomic_folder, write_atomically
+from sppo_megatron.errors import ConfigError
 
 
 def content_of(folder):
@@ -88,7 +89,7 @@ def test_what_others_put_there_is_never_deleted(tmp_path, suffix):
     theirs = tmp_path / f"f{suffix}"
     theirs.mkdir()
     (theirs / "thesis.tex").write_text("years")
-    with pytest.raises(FileExistsError, match=f"f{suffix} is in the way of writing .*/f, .*move it away"):
+    with pytest.raises(ConfigError, match=f"f{suffix} is in the way of writing .*/f, .*move it away"):
         write(tmp_path / "f", "one")
     assert content_of(theirs) == {"thesis.tex": "years"} and names(tmp_path) == [theirs.name]
 

@@ -118,7 +118,7 @@ def test_a_split_of_what_has_none(tmp_path):
 
 def test_a_missing_file(tmp_path):
     for name in ("a.jsonl", "a.parquet"):
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(ConfigError):
             records_of(tmp_path / name)
 
 

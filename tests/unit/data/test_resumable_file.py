@@ -7,6 +7,7 @@ import re
 import pytest
 
 from sppo_megatron.data.resumable_file import ResumableFile
+from sppo_megatron.errors import ConfigError
 
 SETTINGS = {"seed": 1, "sampling": {"temperature": 1.0, "stop": [1, 2]}, "prompts": "abc"}
 BATCHES = [[b"one\n", "zwei äöü\n".encode()], [b"three\n", b"\n"], [b"5\n"]]
@@ -71,9 +72,9 @@ def test_other_settings_are_refused_and_named(path):
     expected = (
         f"{partial(path)} was begun with other settings (seed was 1 and is 2): delete {partial(path)} to begin anew"
     )
-    with pytest.raises(FileExistsError, match=re.escape(expected)):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
         ResumableFile(path, SETTINGS | {"seed": 2})
-    with pytest.raises(FileExistsError, match="shard was null and is 0"):
+    with pytest.raises(ConfigError, match="shard was null and is 0"):
         ResumableFile(path, SETTINGS | {"shard": 0}, overwrite=True)
     assert partial(path).read_bytes() == before
 
@@ -81,14 +82,14 @@ def test_other_settings_are_refused_and_named(path):
 def test_a_partial_file_that_nobody_knows_is_refused(path):
     ResumableFile(path, SETTINGS).close()
     path.with_name("rollouts.jsonl.partial.json").unlink()
-    with pytest.raises(FileExistsError, match="is gone: delete"):
+    with pytest.raises(ConfigError, match="is gone: delete"):
         ResumableFile(path, SETTINGS)
 
 
 def test_what_is_there_is_kept_until_its_successor_is_whole(path):
     path.parent.mkdir()
     path.write_text("old\n")
-    with pytest.raises(FileExistsError, match="exists: give another --output, or --overwrite"):
+    with pytest.raises(ConfigError, match="exists: give another --output, or --overwrite"):
         ResumableFile(path, SETTINGS)
     file = ResumableFile(path, SETTINGS, overwrite=True)
     file.append(BATCHES[0])

@@ -7,6 +7,7 @@ import pytest
 
 from sppo_megatron.data.rollout_file import write_groups
 from sppo_megatron.engines.base import RolloutEngine
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.replay import ReplayEngine
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -99,9 +100,9 @@ def test_a_torn_file_is_found_before_anything_starts(folder):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist"):
         ReplayEngine(tmp_path / "no.jsonl")
-    with pytest.raises(FileNotFoundError, match="without iteration_"):
+    with pytest.raises(ConfigError, match="without iteration_"):
         ReplayEngine(tmp_path)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="has no groups"):

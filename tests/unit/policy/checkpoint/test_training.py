@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -78,6 +79,39 @@ def test_a_failed_asynchronous_save_is_one_message(policy: Policy, tmp_path: Pat
     checkpointer.save(3, lambda folder: None)
     checkpointer.finalize()
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000003"
+
+
+def test_an_error_of_the_program_in_a_save_stays_what_it_is(policy: Policy, tmp_path: Path) -> None:
+    """Nobody makes room for it; what was half written is gone all the same."""
+
+    def write(folder: Path) -> None:
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        Checkpointer(policy, tmp_path, keep_last=1, async_save=False).save(1, write)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["full", "failing"])
+def test_only_a_full_disk_wants_room(policy: Policy, tmp_path: Path, number: int) -> None:
+    def write(folder: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(TrainingError, match=os.strerror(number)) as raised:
+        Checkpointer(policy, tmp_path, keep_last=1, async_save=False).save(1, write)
+    assert ("make room" in str(raised.value)) == (number == errno.ENOSPC)
+
+
+def test_a_folder_that_is_lost_to_another_job_is_left_alone(policy: Policy, tmp_path: Path) -> None:
+    def lost() -> None:
+        raise TrainingError("taken over")
+
+    theirs = tmp_path / "step_00000001.partial"
+    theirs.mkdir()
+    (theirs / "model.json").write_text("{}")
+    with pytest.raises(TrainingError, match="taken over"):
+        Checkpointer(policy, tmp_path, keep_last=1, async_save=False, check_folder=lost).save(1, lambda folder: None)
+    assert theirs.exists()
 
 
 def test_closing_gives_up_a_save_under_way(policy: Policy, tmp_path: Path) -> None:
