@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.config import ModelConfig, ParallelismConfig
 from sppo_megatron.config.parallelism import check_layout, check_processes
 from sppo_megatron.errors import ConfigError
@@ -76,7 +76,7 @@ def run_on_cpu(what: str, run: Callable[[], int]) -> int:
     """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     set_up_logging(int(os.environ.get("RANK", "0")))
-    return run_to_end(what, run)
+    return exit_code_of(what, run)
 
 
 def check_absent(folder: Path, overwrite: bool) -> None:

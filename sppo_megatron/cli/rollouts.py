@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.data.rollout_file import group_line, iterate_groups
 from sppo_megatron.errors import ConfigError
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output_dir", type=Path, help="the output_dir of a run, or one file of its rollouts/")
     parser.add_argument("--iteration", type=int, help="only this one, counted from 0")
     options = parser.parse_args(arguments)
-    return run_to_end("printing", lambda: _print(options.output_dir, options.iteration))
+    return exit_code_of("printing", lambda: _print(options.output_dir, options.iteration))
 
 
 def _print(source: Path, iteration: int | None) -> int:

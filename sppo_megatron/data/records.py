@@ -70,8 +70,8 @@ def read_records(path: str | Path, split: Split) -> Iterator[PlacedRecord]:
     `datasets.save_to_disk`, any other folder that `datasets.load_dataset` takes, or a hub id, `org/name` or
     `org/name:configuration`.
 
-    Raises FileNotFoundError; ConfigError if there is no such split, the file is of another kind, or the whole can't be
-    read; ImportError, with what to install, without pyarrow or datasets if they are needed.
+    Raises ConfigError if there is no such file or split, the file is of another kind, or the whole can't be read; with
+    what to install, if pyarrow or datasets is needed and missing.
     """
     path = Path(path)
     if path.is_dir():
@@ -83,6 +83,8 @@ def read_records(path: str | Path, split: Split) -> Iterator[PlacedRecord]:
         return _of_dataset(path, _import("datasets").load_dataset, (str(path),), split)
     if path.exists() or not is_hub_id(str(path)):
         _check_no_split(path, split)
+        if not path.exists():
+            raise ConfigError(f"there is no file {path}")
         return _of_file(path)
     name, _, configuration = str(path).partition(":")
     return _of_dataset(path, _import("datasets").load_dataset, (name, configuration or None), split)
@@ -183,6 +185,6 @@ def _import(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise ImportError(
+        raise ConfigError(
             f'reading Parquet files and Hugging Face data sets needs {package}: pip install "sppo-megatron[data]"'
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from sppo_megatron.config import LoggerConfig
 from sppo_megatron.data.atomic_file import write_atomically
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.tracking.metrics_file import MetricsFile, to_plain
 
 WANDB_ID_FILE = "wandb_run_id.txt"
@@ -20,7 +21,7 @@ class Tracker:
     resume_step: the optimizer step of the checkpoint continued from. What was logged after it is dropped and logged
     again, so metrics.jsonl holds every step once. None is a fresh run: an older run's lines in output_dir are dropped.
     run_config: the resolved configuration, shown by W&B.
-    Raises ImportError, naming what to install, if a configured package is missing.
+    Raises ConfigError, naming what to install, if a configured package is missing.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ def _start_tensorboard(output_dir: Path, config: LoggerConfig, resume_step: int 
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             "logger.tensorboard=true needs the package tensorboard: pip install tensorboard, or set it to false"
         ) from error
     # TensorBoard hides what an interrupted run had logged from this step on.
@@ -97,7 +98,7 @@ def _start_wandb(
     try:
         import wandb
     except ImportError as error:
-        raise ImportError(
+        raise ConfigError(
             'logger.wandb_project is set, which needs the package wandb: pip install "sppo-megatron[wandb]"'
         ) from error
     id_file = output_dir / WANDB_ID_FILE

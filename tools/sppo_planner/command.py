@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
@@ -31,7 +31,7 @@ EXIT_DOES_NOT_FIT = 1
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the plans; returns the exit code."""
     options = _parser().parse_intermixed_args(arguments)
-    return run_to_end("planning", lambda: _check(options) if options.check else _list(options))
+    return exit_code_of("planning", lambda: _check(options) if options.check else _list(options))
 
 
 def _list(options: argparse.Namespace) -> int:

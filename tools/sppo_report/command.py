@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_megatron.cluster.exit_codes import run_to_end
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.tracking.console import counting
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.output is None and len(options.runs) > 1:
         parser.error("several runs need --output, the page to write")
-    return run_to_end("the report", lambda: _write_report(options))
+    return exit_code_of("the report", lambda: _write_report(options))
 
 
 def _write_report(options: argparse.Namespace) -> int:
