@@ -66,7 +66,7 @@ def test_missing_packages_are_named(tmp_path):
         "from sppo_megatron.config import LoggerConfig\nfrom sppo_megatron.tracking.tracker import Tracker\n"
         "for config in (LoggerConfig(wandb_project='p'), LoggerConfig()):\n"
         f"    try: Tracker({str(tmp_path)!r}, config)\n"
-        "    except ImportError as error: print(error)\n"
+        "    except ValueError as error: print(error)\n"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     first, second = output.splitlines()
