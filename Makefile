@@ -66,7 +66,7 @@ test-gpu: $(VENV)/.setup-test
 
 # Unit tests only, without the kernels in Triton's interpreter.
 fast: $(VENV)/.setup-test
-	$(BIN)/python -m pytest tests/unit --ignore tests/unit/parallel/kernels/test_interpreter.py
+	$(BIN)/python -m pytest tests/unit --ignore tests/unit/parallel/kernels/test_interpreter.py --numprocesses 2 --dist loadfile
 
 # Promise 5 at length: twenty kills and more, about half an hour.
 test-kills: $(VENV)/.setup-test

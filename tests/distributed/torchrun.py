@@ -8,6 +8,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from tests.forked import processes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,13 +27,10 @@ def _launch(worker: Path, argument: Path, ranks: int, python_path: tuple[Path, .
     """What the run said where it failed: a cached function forgets exceptions."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     try:
-        done = subprocess.run(
+        done = processes.run(
             [*command, str(worker), str(argument)],
+            600,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (*python_path, ROOT)))},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
         )
     except subprocess.TimeoutExpired as error:
         return str(error)

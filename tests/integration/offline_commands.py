@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.forked import processes
 from tests.integration import tiny_task
 
 K = 5
@@ -22,14 +23,7 @@ def command(name: str, *arguments: object, ranks: int = 1) -> list[str]:
 
 
 def run(name: str, *arguments: object, ranks: int = 1) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(name, *arguments, ranks=ranks),
-        env=tiny_task.environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return processes.run(command(name, *arguments, ranks=ranks), 240, env=tiny_task.environment())
 
 
 def succeed(name: str, *arguments: object, ranks: int = 1) -> subprocess.CompletedProcess:

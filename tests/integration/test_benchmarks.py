@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import processes
 
 ROOT = Path(__file__).parents[2]
 LOG_PROBS = ["sppo_benchmarks.log_probs", "--tokens", "64", "--vocab", "512", "--hidden", "64", "--rounds", "1"]
@@ -20,14 +21,11 @@ STEP = [
 
 def run(arguments: list[str], ranks: int, path: Path) -> dict:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, *launcher, "-m", *arguments, "--json", str(path)],
+        300,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")])},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(path.read_text())

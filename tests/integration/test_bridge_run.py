@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig
 
+from tests.forked import processes
 from tests.integration import tiny_task
 
 FOLDER = Path(os.environ.get("SPPO_BRIDGE_FOLDER", tiny_task.ROOT / ".bridge"))
@@ -46,7 +47,7 @@ def run(arguments: list[str], ranks: int, with_bridge: bool = True) -> subproces
     if with_bridge:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, (STAND_IN, FOLDER, tiny_task.ROOT)))
     command = tiny_task.command(arguments, ranks)
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return processes.run(command, 240, env=environment)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make test installs it")

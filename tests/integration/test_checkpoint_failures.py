@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.forked import processes
 from tests.integration import tiny_task
 
 SAVE_OFTEN = {"checkpoint.save_interval": 2, "checkpoint.keep_last": 4, "parallelism": "tp2"}
@@ -127,7 +128,7 @@ def test_torchrun_restarts_from_the_latest_by_itself(task: Path, finished: Path)
     output = task.parent / "restarted"
     command = tiny_task.command(tiny_task.overrides(task, output, **SAVE_OFTEN), ranks=2)
     command.insert(command.index("--standalone"), "--max-restarts=1")
-    job = subprocess.Popen(command, env=tiny_task.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = processes.start(command, env=tiny_task.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (output / "checkpoints" / "step_00000004").exists():
         assert time.monotonic() < deadline

@@ -33,7 +33,7 @@ BAD = {
 def test_bad_configuration(name: str, task: Path, tmp_path: Path) -> None:
     changes, ranks, words = BAD[name]
     arguments = tiny_task.overrides(task, tmp_path / "run", **changes)
-    done = tiny_task.run(arguments, ranks=ranks)
+    done = tiny_task.run(arguments, ranks=ranks, fresh=name == "world")  # one by the real command line
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("configuration error:")]
     for word in words:
         assert word in done.stderr, f"{word!r} is not in: {message}"
@@ -46,7 +46,7 @@ def test_bad_configuration(name: str, task: Path, tmp_path: Path) -> None:
 
 
 def test_prints_its_configuration(task: Path, tmp_path: Path) -> None:
-    done = tiny_task.run([*tiny_task.overrides(task, tmp_path), "--cfg"])
+    done = tiny_task.run([*tiny_task.overrides(task, tmp_path), "--cfg"], fresh=True)
     assert done.returncode == 0 and "tensor_model_parallel_size: 1" in done.stdout
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.forked import processes
 from tests.integration import tiny_task
 
 EXAMPLES = tiny_task.ROOT / "examples"
@@ -20,15 +20,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("math_verifiable")
     command = [sys.executable, "-m", "examples.math_verifiable.prepare", "--output", str(folder)]
     for _ in range(2):  # the second time it is there
-        done = subprocess.run(
-            command,
-            cwd=tiny_task.ROOT,
-            env=tiny_task.environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = processes.run(command, 300, cwd=tiny_task.ROOT, env=tiny_task.environment())
         assert done.returncode == 0, done.stderr[-4000:]
     assert "(cached)" in done.stdout
     return folder

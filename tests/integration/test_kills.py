@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.forked import processes
 from tests.integration import tiny_task
 
 KILLS = int(os.environ.get("SPPO_KILLS", "2"))
@@ -64,7 +65,7 @@ def start_and_kill(arguments: list[str], output: Path, chance: random.Random, pa
 
     None where it ended before.
     """
-    process = subprocess.Popen(
+    process = processes.start(
         tiny_task.command(arguments, ranks=2),
         env=tiny_task.environment(),
         stdout=subprocess.DEVNULL,

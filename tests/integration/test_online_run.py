@@ -27,7 +27,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("online")
     task = tiny_task.make_task(folder / "task")
     changes = {"parallelism": "tp2", "logger.tensorboard": "true", "eval.interval": 1}
-    done = tiny_task.run(tiny_task.overrides(task, folder / "run", **changes), ranks=2)
+    done = tiny_task.run(tiny_task.overrides(task, folder / "run", **changes), ranks=2, fresh=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "eval_exact_match" in done.stdout and str(folder / "run") in done.stdout
     assert done.stdout.count("iteration 3/3") == 1, "one rank speaks"

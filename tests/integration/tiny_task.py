@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
+from tests.forked import processes
 
 ROOT = Path(__file__).parents[2]
 TIMINGS = (
@@ -76,16 +76,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 
 
-def run(arguments: list[str], ranks: int = 1, timeout: float = 240, cwd: Path | None = None):
-    return subprocess.run(
-        command(arguments, ranks),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        cwd=cwd,
-    )
+def run(
+    arguments: list[str], ranks: int = 1, timeout: float = 240, cwd: Path | None = None, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """The command, run to its end. fresh: started by its command line, and not forked (tests/forked/processes.py)."""
+    return processes.run(command(arguments, ranks), timeout, fresh=fresh, env=environment(), cwd=cwd)
 
 
 def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
@@ -99,7 +94,7 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
 
 def kill_after(step: int, arguments: list[str], ranks: int, output: Path) -> None:
     """SIGKILL to every process of the job once that optimizer step is logged."""
-    process = subprocess.Popen(
+    process = processes.start(
         command(arguments, ranks),
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -109,11 +104,7 @@ def kill_after(step: int, arguments: list[str], ranks: int, output: Path) -> Non
     try:
         wait_for_step(output, step, process)
     finally:
-        # torchrun starts each rank in a session of its own
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.kill()
-        process.kill()
-        process.wait(timeout=60)
+        processes.kill(process)
 
 
 def steps(output: Path) -> list[dict]:

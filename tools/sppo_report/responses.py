@@ -17,9 +17,9 @@ from sppo_report.run_folder import broken_lines, finite, whole_lines
 class ResponseRow:
     """What decides whether a response is shown. line: of its group in the file, from 1. place: within the group.
 
-    length: tokens that the policy sampled. score: its reward, or its mean row of the preference matrix, None without
-    either. mismatch: |Σ(old − rollout)| nats, None without both log-probs. mean_log_prob: of the rollout, nats per
-    sampled token. content: equal for two responses of a group with the same tokens.
+    score: its reward, or its mean row of the preference matrix, None without either. mismatch: |Σ(old − rollout)|
+    nats, None without both log-probs. mean_log_prob: of the rollout, nats per token. content: equal for two responses
+    of a group with the same tokens.
     """
 
     line: int
@@ -116,25 +116,13 @@ def log_prob_differences(response: Mapping[str, Any]) -> list[float] | None:
     return None if old is None or rollout is None else [a - b for a, b in zip(old, rollout, strict=True)]
 
 
-def loss_mask(response: Mapping[str, Any]) -> list[bool] | None:
-    """Which tokens the policy sampled; None if all of them. The others are a tool's or an environment's."""
-    values = response.get("loss_mask")
-    count = len(response["token_ids"])
-    if not isinstance(values, list) or len(values) != count or not all(value in (0, 1) for value in values):
-        return None
-    return [bool(value) for value in values]
-
-
 def _row(line: int, place: int, response: Mapping[str, Any], score: float | None, is_degenerate: bool) -> ResponseRow:
     ids: Sequence[Any] = response["token_ids"]
     log_probs, differences = numbers(response.get("rollout_log_probs"), len(ids)), log_prob_differences(response)
-    mask = loss_mask(response)
-    if mask is not None and log_probs is not None:
-        log_probs = [log_prob for log_prob, counts in zip(log_probs, mask, strict=True) if counts]
     return ResponseRow(
         line=line,
         place=place,
-        length=len(ids) if mask is None else sum(mask),
+        length=len(ids),
         content=hash((line, repr(ids))),
         score=score,
         mismatch=None if differences is None else abs(sum(differences)),

@@ -106,25 +106,18 @@ function sampleCard(sample, name, bound) {
     element("ul", {class: "facts"},
       fact("score", written(scores[place - 1])),
       rates ? fact("win rate", written(rates[place - 1])) : null,
-      fact("length", many(sample.sampled ?? sample.length, "token") + (sample.mask ? ` of ${sample.length}` : "")),
-      fact("source", sample.source),
+      fact("length", many(sample.length, "token")),
       sample.mean_log_prob === null ? null : fact("mean log-prob", written(sample.mean_log_prob, 3)),
       sample.mismatch === null ? null : fact("|Σ (old − rollout)|", written(sample.mismatch, 3)),
       fact("policy version", sample.policy_version),
       fact("response", `${place} of group ${sample.group}`)),
     sample.error === null ? null : element("p", {class: "error"}, `Scoring failed: ${sample.error}`),
-    element("h4", {}, "Prompt"), promptText(sample),
+    element("h4", {}, "Prompt"), element("pre", {}, sample.prompt ?? "–"),
     element("h4", {}, "Response"), tokenText(sample, name, bound),
     sample.answer === null ? null : [element("h4", {}, "Expected"), element("pre", {}, sample.answer)],
     element("h4", {}, "Scores of the group"),
     element("ul", {class: "scores"}, scores.map((score, i) =>
       element("li", {"aria-current": i === place - 1 ? "true" : null}, written(score, 3)))));
-}
-
-function promptText(sample) {
-  if (!sample.messages) return element("pre", {}, sample.prompt ?? "–");
-  return element("dl", {class: "messages"}, sample.messages.flatMap(({role, text}) =>
-    [element("dt", {}, role ?? "–"), element("dd", {}, element("pre", {}, text ?? "–"))]));
 }
 
 // One element a token; one of them at a time is read out, by pointer or by arrow keys.
@@ -133,9 +126,8 @@ function tokenText(sample, name, bound) {
   const readout = element("p", {class: "token-readout"}, "Hover a token, or focus the response and use the arrow keys.");
   let current = -1;
   const nodes = texts.map((text, i) => {
-    const isSampled = !sample.mask || sample.mask[i];
-    const node = element("span", {class: isSampled ? "token" : "token given", "data-index": i}, text.replaceAll("\n", "↵\n") || "·");
-    if (values && isSampled) paint(node, name, values[i], bound);
+    const node = element("span", {class: "token", "data-index": i}, text.replaceAll("\n", "↵\n") || "·");
+    if (values) paint(node, name, values[i], bound);
     return node;
   });
   const read = (index, aloud) => {
@@ -170,7 +162,6 @@ function tokenFacts(sample, index) {
   const facts = [`token ${place} of ${sample.length}`];
   if (sample.token_texts) facts.push(JSON.stringify(sample.token_texts[index]));
   facts.push(`id ${sample.token_ids[index]}`);
-  if (sample.mask && !sample.mask[index]) return [...facts, "not sampled: a tool or an environment gave it"].join(" · ");
   if (sample.differences) facts.push(`old − rollout ${signed(sample.differences[index])}`);
   if (sample.log_probs) {
     const logProb = sample.log_probs[index];

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,7 +12,6 @@ from sppo_report.responses import (
     ResponseRow,
     group_scores,
     log_prob_differences,
-    loss_mask,
     numbers,
     read_records,
     read_rows,
@@ -77,7 +75,6 @@ def _sample(
     head, tail = _ends(len(ids), limits.tokens)
     log_probs = numbers(response.get("rollout_log_probs"), len(ids))
     differences = log_prob_differences(response)
-    mask = loss_mask(response)
 
     def shown(values: Sequence[Any]) -> list[Any]:
         return [*values[:head], *values[len(values) - tail :]] if tail else list(values[:head])
@@ -87,8 +84,6 @@ def _sample(
         "group": row.line,
         "place": row.place + 1,
         "prompt": _prompt(record, token_texts),
-        "messages": _messages(record),
-        "source": _text(record.get("source")),
         "answer": _text(record.get("answer")),
         "text": _text(response.get("text")),
         "scores": group_scores(record),
@@ -101,8 +96,6 @@ def _sample(
         "mismatch": row.mismatch,
         "mean_log_prob": row.mean_log_prob,
         "length": len(ids),
-        "sampled": None if mask is None else sum(mask),
-        "mask": None if mask is None else shown(mask),
         "head": head,
         "left_out": len(ids) - head - tail,
         "token_ids": [str(token_id) for token_id in shown(ids)],
@@ -124,19 +117,6 @@ def _prompt(record: Mapping[str, Any], token_texts: Callable[[Sequence[object]],
     if record.get("prompt") is None and isinstance(ids, list):
         return _text("".join(token_texts(ids)) if token_texts else f"{len(ids)} tokens: {' '.join(map(str, ids))}")
     return _text(record.get("prompt"))
-
-
-def _messages(record: Mapping[str, Any]) -> list[dict[str, str | None]] | None:
-    """Role and text of each turn; content that is no text, and tool calls, as they are stored."""
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return None
-    turns = []
-    for message in messages:
-        parts = [value for key in ("content", "tool_calls") if (value := message.get(key))]
-        text = "\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
-        turns.append({"role": _text(message.get("role")), "text": _text(text)})
-    return turns
 
 
 def _text(value: object) -> str | None:

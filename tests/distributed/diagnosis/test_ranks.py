@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import processes
+
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[3]
 MISSING = """
@@ -28,9 +30,7 @@ sys.exit(main(["--distributed", "--json", "--timeout", sys.argv[2]]))
 def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [*launcher, *command], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return processes.run([*launcher, *command], 300, env=environment)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import processes
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = Path(__file__).parents[3]
@@ -26,11 +27,8 @@ def case_names() -> list[str]:
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     path = tmp_path_factory.mktemp("parallel") / "results.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [*command, str(WORKER), str(path)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = processes.run([*command, str(WORKER), str(path)], 300, env=environment)
     assert done.returncode == 0, f"{request.param} ranks ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return json.loads(path.read_text())
 

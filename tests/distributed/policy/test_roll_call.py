@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.forked import processes
+
 ROOT = Path(__file__).parents[3]
 RANK = """
 import torch.distributed as dist
@@ -27,7 +29,7 @@ def test_an_error_is_named_by_those_who_waited():
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [
-        subprocess.Popen(
+        processes.start(
             [sys.executable, "-c", RANK], env=environment | {"RANK": rank}, stderr=subprocess.PIPE, text=True
         )
         for rank in "01"

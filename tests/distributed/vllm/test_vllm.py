@@ -13,11 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-pytest.importorskip("vllm", reason="vLLM is not installed: see requirements/vllm-cpu.txt")
-
 from tests.distributed.layouts import models
 from tests.distributed.torchrun import run_once
+from tests.installed import needs_vllm
 from tests.integration import tiny_task
+
+pytestmark = needs_vllm
 
 WORKER = Path(__file__).parents[1] / "layouts" / "worker.py"
 TEMPERATURE = 0.8

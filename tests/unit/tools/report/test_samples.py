@@ -36,46 +36,11 @@ def test_everything_that_was_stored(make_run):
     assert {name: sample[name] for name in expected} == expected
 
 
-def test_tokens_of_tools_and_a_conversation(make_run):
-    """Tokens that the policy didn't sample are marked and enter neither length nor mean."""
-    messages = [
-        {"role": "user", "content": [{"type": "text", "text": "ö"}]},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]},
-        {"role": "tool", "content": "42"},
-    ]
-    group = GROUP | {
-        "responses": [RESPONSE | {"loss_mask": [1, 0, 1], "rollout_log_probs": [-0.5, 0, -0.25]}],
-        "messages": messages,
-        "source": "math",
-    }
-    sample = only_sample(make_run, group, SampleLimits(tokens=2))
-    assert (sample["length"], sample["sampled"], sample["mask"]) == (3, 2, [True, False])
-    assert (sample["mean_log_prob"], sample["source"]) == (-0.375, "math")
-    assert sample["messages"] == [
-        {"role": "user", "text": '[{"type": "text", "text": "ö"}]'},
-        {"role": "assistant", "text": '[{"id": 1}]'},
-        {"role": "tool", "text": "42"},
-    ]
-
-
 def test_little_was_stored(make_run):
     group = {"prompt_token_ids": [1, 2], "responses": [{"token_ids": [4]}]}
     sample = only_sample(make_run, group)
     assert sample["prompt"] == "2 tokens: 1 2"
-    for name in (
-        "answer",
-        "text",
-        "correct",
-        "policy_version",
-        "mismatch",
-        "log_probs",
-        "differences",
-        "token_texts",
-        "messages",
-        "source",
-        "mask",
-        "sampled",
-    ):
+    for name in ("answer", "text", "correct", "policy_version", "mismatch", "log_probs", "differences", "token_texts"):
         assert sample[name] is None
     assert sample["scores"] == [None]
 
@@ -85,7 +50,7 @@ def test_fields_of_a_wrong_type_cost_nothing_else(make_run, wrong):
     response = dict.fromkeys(RESPONSE, wrong) | {"token_ids": [4, 5, 6]}
     sample = only_sample(
         make_run,
-        dict.fromkeys(("prompt_token_ids", "prompt", "answer", "preference", "messages", "source"), wrong)
+        dict.fromkeys(("prompt_token_ids", "prompt", "answer", "preference"), wrong)
         | {"responses": [response, RESPONSE]},
         SampleLimits(responses=1),
     )
