@@ -12,9 +12,9 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 # These are about CPU processes, also on a machine with GPUs.
-test fast test-kills test-nash test-report demo: export CUDA_VISIBLE_DEVICES :=
+test fast fuzz test-kills test-nash test-report demo: export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: setup test test-gpu test-kills test-nash test-report fast lint format demo clean
+.PHONY: setup test fuzz test-gpu test-kills test-nash test-report fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -80,6 +80,10 @@ test-nash: $(VENV)/.setup-test
 test-report: $(VENV)/.setup-test
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 	$(BIN)/python -m pytest tests/unit/tools/report tests/integration/test_report.py -rs
+
+# Files of strangers: thousands of them, some minutes. The suite makes a few.
+fuzz: $(VENV)/.setup-test
+	SPPO_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/unit/data/test_fuzz.py --timeout 3600
 
 lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .
