@@ -10,6 +10,7 @@ the same settings does nothing.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -122,6 +124,12 @@ def warm_up(
     return solved
 
 
+def fingerprint(problems: list[Problem], vocabulary: Sequence[str]) -> str:
+    """Of everything but the settings that decides what is made: the task, this file, the libraries."""
+    made_from = [problems, list(vocabulary), Path(__file__).read_text(), torch.__version__, transformers.__version__]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
 def prepare(
     description: str | None, output: str, make_problems: Callable[[int], list[Problem]], vocabulary: list[str]
 ) -> None:
@@ -132,14 +140,15 @@ def prepare(
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    settings = {"target": options.target, "seed": options.seed}
+    problems = make_problems(options.seed)
+    settings = {"target": options.target, "seed": options.seed, "made_from": fingerprint(problems, vocabulary)}
     stamp = options.output / "prepared.json"
     if stamp.exists() and json.loads(stamp.read_text())["settings"] == settings:
         print(f"starting model: {options.output / 'start'} (cached)")
         return
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    problems = make_problems(options.seed)
+    stamp.unlink(missing_ok=True)  # from here on the folder is of neither settings
     held_out, problems = problems[:HELD_OUT], problems[HELD_OUT:]
     write_problems(options.output / "train.jsonl", problems)
     write_problems(options.output / "eval.jsonl", held_out)

@@ -10,12 +10,14 @@ B)), and the prompts; a second call does nothing. `count` prints how many sevens
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -107,10 +109,14 @@ def train_judge(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, ste
 
 
 def prepare(output: Path, steps: int = 200) -> None:
-    """output/policy, judge, question.txt, held_out.jsonl and prompts.jsonl; the last one says that all are there."""
-    if (output / "prompts.jsonl").exists():
+    """output/policy, judge, question.txt, held_out.jsonl and prompts.jsonl; last, what they were made from."""
+    stamp = output / "prepared.sha256"
+    made_from = [Path(__file__).read_text(), steps, torch.__version__, transformers.__version__]
+    settings = hashlib.sha256(json.dumps(made_from).encode()).hexdigest() + "\n"
+    if stamp.exists() and stamp.read_text() == settings:
         print(f"{output} is prepared")
         return
+    stamp.unlink(missing_ok=True)
     torch.set_num_threads(1)
     output.mkdir(parents=True, exist_ok=True)
     make_tokenizer().save_pretrained(output / "policy")
@@ -124,6 +130,7 @@ def prepare(output: Path, steps: int = 200) -> None:
     lines = [json.dumps({"prompt": make_prompt(generator)}) + "\n" for _ in range(96)]
     (output / "held_out.jsonl").write_text("".join(lines[64:]))
     (output / "prompts.jsonl").write_text("".join(lines[:64]))
+    stamp.write_text(settings)
     print(f"{output}: the judge's P(A wins) is off by {error:.3f} on average")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from examples.demo import prepare as demo
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.rollout.registry import check_run
 from sppo_megatron.train.command import EXIT_PREEMPTED
@@ -169,3 +170,20 @@ def test_kubernetes(data):
         roots = [mount["mountPath"] for mount in container["volumeMounts"]]
         for key in ("data.train_path", "data.eval_path", "output_dir"):
             assert option(call, key).startswith(f"{roots[0]}/")
+
+
+def test_a_starting_model_is_used_again_only_for_the_same_task(tmp_path, monkeypatch, capsys):
+    """Also not after a call that was stopped: then nothing says what the folder holds."""
+    monkeypatch.setattr(sys, "argv", ["prepare.py", "--output", str(tmp_path), "--target", "0"])
+
+    def starts(vocabulary=demo.VOCABULARY, offset=0):
+        numbers = [str(number) for number in range(offset, offset + demo.HELD_OUT + 64)]
+        demo.prepare(None, "unused", lambda seed: demo.reversals(numbers), vocabulary)
+        return "(cached)" not in capsys.readouterr().out
+
+    assert [starts(), starts(), starts(offset=1), starts(offset=1)] == [True, False, True, False]
+    assert starts([*demo.VOCABULARY, "+"], offset=1)
+    monkeypatch.setattr(demo, "warm_up", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        starts()
+    assert not (tmp_path / "prepared.json").exists()
