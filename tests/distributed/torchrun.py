@@ -13,23 +13,24 @@ from tests.forked import processes
 ROOT = Path(__file__).parents[2]
 
 
-def run_once(worker: Path, argument: Path, ranks: int, *python_path: Path) -> None:
+def run_once(worker: Path, argument: Path, ranks: int, *python_path: Path, vllm: bool = False) -> None:
     """Runs `worker argument` on `ranks` processes at the first call; fails at every call where that run has failed.
 
-    python_path: folders that modules are looked for in first.
+    python_path: folders that modules are looked for in first. vllm: the ranks import it.
     """
-    failure = _launch(worker, argument, ranks, python_path)
+    failure = _launch(worker, argument, ranks, python_path, vllm)
     assert failure is None, failure
 
 
 @cache
-def _launch(worker: Path, argument: Path, ranks: int, python_path: tuple[Path, ...]) -> str | None:
+def _launch(worker: Path, argument: Path, ranks: int, python_path: tuple[Path, ...], vllm: bool) -> str | None:
     """What the run said where it failed: a cached function forgets exceptions."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     try:
         done = processes.run(
             [*command, str(worker), str(argument)],
             600,
+            vllm=vllm,
             env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, (*python_path, ROOT)))},
         )
     except subprocess.TimeoutExpired as error:

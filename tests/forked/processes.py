@@ -55,9 +55,9 @@ class Forked(subprocess.Popen):
         self._close_pipe_fds(*streams)
 
 
-def start(command: Sequence[Any], *, fresh: bool = False, **options: Any) -> subprocess.Popen:
-    """subprocess.Popen(command, **options); by the command line itself if `fresh`."""
-    modules = TRAINING + (VLLM if not IN_RANK_VLLM.isdisjoint(map(str, command)) else ())
+def start(command: Sequence[Any], *, fresh: bool = False, vllm: bool = False, **options: Any) -> subprocess.Popen:
+    """subprocess.Popen(command, **options); by the command line itself if `fresh`. vllm: it will import vLLM, too."""
+    modules = TRAINING + (VLLM if vllm or not IN_RANK_VLLM.isdisjoint(map(str, command)) else ())
 
     def fork(job: Job, streams: Sequence[int]) -> int:
         return _fork(job, streams, modules)
@@ -67,11 +67,11 @@ def start(command: Sequence[Any], *, fresh: bool = False, **options: Any) -> sub
 
 
 def run(
-    command: Sequence[Any], timeout: float, *, fresh: bool = False, **options: Any
+    command: Sequence[Any], timeout: float, *, fresh: bool = False, vllm: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """subprocess.run with captured text, which kills all of the job, and not only its first process, at a timeout."""
     options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with start(command, fresh=fresh, **options) as process:
+    with start(command, fresh=fresh, vllm=vllm, **options) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
         except BaseException:

@@ -3,6 +3,8 @@
 import importlib
 import os
 
+import torch
+
 os.environ.update(
     VLLM_ENABLE_V1_MULTIPROCESSING="0",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
@@ -21,3 +23,4 @@ for name in (
     "sppo_megatron.engines.vllm.worker",
 ):
     importlib.import_module(name)
+torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))  # as vLLM's sampler does; imports dynamo's parts

@@ -58,7 +58,7 @@ def output_of(folder: Path):
         todo = folder / f"runs-{world_size}.json"
         runs = [(other, overrides(other, folder)) for other, (size, _, _) in LAYOUTS.items() if size == world_size]
         todo.write_text(json.dumps(runs))
-        run_once(WORKER, todo, world_size)
+        run_once(WORKER, todo, world_size, vllm=True)
         return folder / "out" / name
 
     return of

@@ -17,8 +17,10 @@ IDS = np.array([1, 2], np.int32)
 WHOLE = Shard()
 
 
-def never(prompt: str, response: str, answer: str | None) -> float:
+NEVER = """
+def never(prompt, response, answer):
     raise RuntimeError("no")
+"""
 
 
 def configuration(kind: str = "exact_match") -> Config:
@@ -69,9 +71,11 @@ def test_texts_and_answers_that_are_missing(source, tmp_path):
 
 
 def test_a_scorer_that_fails_on_everything_stops_it(source, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", ".")
+    monkeypatch.setenv("PYTHONPATH", str(source.parent))
+    monkeypatch.syspath_prepend(source.parent)
+    (source.parent / "reward_never.py").write_text(NEVER)  # small: each worker imports it anew
     config = configuration("function")
-    config.reward.function = f"{__name__}:never"
+    config.reward.function = "reward_never:never"
     with pytest.raises(TrainingError, match=r"none of the 6 responses of a batch could be scored .*RuntimeError: no"):
         score(config, source)
 
