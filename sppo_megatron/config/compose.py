@@ -49,7 +49,9 @@ def compose_config(overrides: Sequence[str], *, extra_folder: str | None = None)
         raise_problems(f"{key} is not a known key{suggestion(key)}" for key in _unknown_in(composed))
         raise_problems(f"{key} must be given: {key}=..." for key in sorted(OmegaConf.missing_keys(composed)))
         values: Any = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: Hydra's own of objective=0
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(_explain(error)) from error
     return to_config(values), composed
 

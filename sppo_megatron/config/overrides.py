@@ -70,7 +70,7 @@ def _quoted(text: str) -> str:
     r"""Hydra drops one backslash of each pair in front of a quote, and keeps all others."""
     if _QUOTED.fullmatch(text):
         return text
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), text) + "'"
 
 
 def _is_texts(key: Key) -> bool:

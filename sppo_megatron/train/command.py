@@ -126,7 +126,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sppo train",
         description="Online SPPO on Megatron-Core.",
-        epilog=f"Config groups: {', '.join(groups)}. Every key: sppo_megatron/config, or --cfg to print them.",
+        epilog=f"Config groups: {', '.join(groups)}. Every key: docs/configuration.md, or --cfg to print them.",
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides: key=value, group=option, experiment=NAME")
     parser.add_argument("--cfg", action="store_true", help="print the composed configuration and exit")
