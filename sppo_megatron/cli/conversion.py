@@ -6,21 +6,22 @@ One tensor is in memory at a time if the family is one of ours, the whole model 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from sppo_megatron.cli.options import SIDE_FOLDER, check_target, config_of, parallelism_of
-from sppo_megatron.cli.tables import print_rows
 from sppo_megatron.cluster.consensus import agreed
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.data.atomic_file import atomic_folder
 from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
-from sppo_megatron.hf.inventory import tensor_rows
+from sppo_megatron.hf.inventory import TensorRow, tensor_rows
 from sppo_megatron.hf.load import check_names_and_shapes
 from sppo_megatron.hf.mapping import parameter_layouts
 from sppo_megatron.hf.save import save_hf_folder
@@ -47,7 +48,7 @@ def to_megatron(options: argparse.Namespace) -> None:
     tensors = agreed(lambda: open_weights(model.folder, architecture.family))
     agreed(lambda: check_names_and_shapes(layouts, tensors.shapes()))
     if options.dry_run:
-        return print_rows(tensor_rows(architecture, layouts, parallelism))
+        return _print_rows(tensor_rows(architecture, layouts, parallelism))
     table = WeightsTable(architecture, padded)
     sources = {name: [tensors.source(hf_name) for hf_name in layouts[name].hf_names] for name in table.names()}
     dtypes = {name: reduce(torch.promote_types, (part[0:0].dtype for part in parts)) for name, parts in sources.items()}
@@ -74,7 +75,7 @@ def to_hf(options: argparse.Namespace) -> None:
     table = WeightsTable(architecture, architecture.vocab_size)
     stored = agreed(lambda: StoredWeights(options.megatron_path, table))
     if options.dry_run:
-        return print_rows(tensor_rows(architecture, layouts, ParallelismConfig()))
+        return _print_rows(tensor_rows(architecture, layouts, ParallelismConfig()))
     with counting("parameter", len(layouts)) as advance:
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -90,6 +91,31 @@ def to_hf(options: argparse.Namespace) -> None:
 def _save(output: Path, tensors: Iterator[tuple[str, Tensor]], model: HFModel) -> None:
     """Writes beside the folder and renames."""
     save_hf_folder(output, tensors, model.hf_config, model.tokenizer, model.generation_config)
+
+
+def _print_rows(rows: Iterable[TensorRow]) -> None:
+    """Every tensor, on standard output, and how many there are."""
+    table = Table("Hugging Face tensor", "shape", "Megatron parameter", "layout", "shard", "stage", "expert rank")
+    count = 0
+    for row in rows:
+        table.add_row(
+            row.hf_name,
+            _times(row.shape),
+            row.megatron_name,
+            row.layout,
+            _times(row.shard_shape),
+            str(row.stage),
+            "" if row.expert_rank is None else str(row.expert_rank),
+        )
+        count += 1
+    console = Console()
+    console = console if console.is_terminal else Console(width=240)
+    console.print(table)
+    console.print(f"{count} tensors; nothing was written")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
 
 
 # ---------------------------------------------------------------------------------------------- by megatron-bridge
