@@ -33,7 +33,7 @@ STALE_S = 60.0  # a job on another host whose heartbeat is older is taken for de
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock. machine: one boot of one machine and one process namespace, where a pid means one process."""
+    """Who holds a lock. machine: one boot of one machine and one namespace of pids."""
 
     token: str
     host: str

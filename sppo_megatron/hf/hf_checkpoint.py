@@ -31,7 +31,7 @@ class SafetensorsFolder:
     """The tensors of a folder in Hugging Face format, one file or sharded with an index. Files are memory-mapped."""
 
     def __init__(self, folder: str | Path):
-        """Raises ValueError where the folder holds no safetensors or a file of the index is missing."""
+        """Raises ValueError if the folder holds no safetensors or a file of the index is missing."""
         self._folder = Path(folder)
         self._file_of = self._read_index()
         self._open = {

@@ -34,14 +34,14 @@ def resolve_hf_folder(hf_path: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any | None:
-    """The folder's tokenizer, None where it has none."""
+    """The folder's tokenizer, None if it has none."""
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
     return AutoTokenizer.from_pretrained(str(folder))
 
 
 def load_generation_config(folder: Path) -> Any | None:
-    """The folder's generation config, None where it has none."""
+    """The folder's generation config, None if it has none."""
     if not (folder / "generation_config.json").exists():
         return None
     return GenerationConfig.from_pretrained(str(folder))

@@ -50,9 +50,9 @@ def load_parameters(
 ) -> None:
     """Fills this rank's parameters, given by their global Megatron names.
 
-    expert_tp: (rank, size) by which experts are sharded, where that isn't (tp_rank, tp_size).
+    expert_tp: (rank, size) by which experts are sharded, if not (tp_rank, tp_size).
     Reads only this rank's share; peak memory is the local shard plus the largest tensor. Raises ValueError as
-    `check_names_and_shapes` does, and where a local parameter's shape differs from its shard's.
+    `check_names_and_shapes` does, and if a local parameter's shape differs from its shard's.
     """
     check_names_and_shapes(layouts, tensors.shapes())
     for name, parameter in parameters:

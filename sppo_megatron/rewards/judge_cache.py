@@ -16,10 +16,10 @@ LOCK_TIMEOUT_S = 30.0  # several ranks write to one file
 
 
 class AnswerCache:
-    """path: an SQLite file, made where it isn't there. Threads and processes may share it.
+    """path: an SQLite file, made if it is missing. Threads and processes may share it.
 
     What goes wrong with the file later costs an answer's place in it, never the run.
-    Raises ConfigError where the file can't be opened as a cache.
+    Raises ConfigError if the file can't be opened as a cache.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """Verifiable rewards: pure functions (prompt, response, answer) -> Score.
 
-All raise ValueError where the prompt's own answer is missing or unusable; a bad response is never an error, just wrong.
+All raise ValueError if the prompt's own answer is missing or unusable; a bad response is never an error, just wrong.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sppo_megatron.rewards.numbers import last_number, same_number
 
 
 class Score(NamedTuple):
-    """reward: r(x, y, y*). correct: whether the response is the right answer, None where that isn't defined."""
+    """reward: r(x, y, y*). correct: whether the response is the right answer, None if that isn't defined."""
 
     reward: float
     correct: bool | None = None
@@ -24,13 +24,13 @@ Verifier = Callable[[str, str, str | None], Score]
 
 
 def exact_match(prompt: str, response: str, answer: str | None) -> Score:
-    """1 where the response is the answer, apart from white space around either; else 0."""
+    """1 if the response is the answer, apart from white space around either; else 0."""
     correct = response.strip() == _required(answer).strip()
     return Score(float(correct), correct)
 
 
 def numeric(prompt: str, response: str, answer: str | None) -> Score:
-    """1 where the last number of the response (of its last \\boxed{...}, if that has one) equals the answer's; else 0.
+    """1 if the last number of the response (of its last \\boxed{...}, if that has one) equals the answer's; else 0.
 
     Integers must be equal; other numbers too, or within a relative 1e-6. See `numbers.last_number` for what is read.
     """
@@ -57,7 +57,7 @@ def character_share(prompt: str, response: str, answer: str | None) -> Score:
 
 
 def math_verify(prompt: str, response: str, answer: str | None) -> Score:
-    """1 where response and answer are mathematically equal (LaTeX or plain expressions), by the package math-verify.
+    """1 if response and answer are mathematically equal (LaTeX or plain expressions), by the package math-verify.
 
     Some expressions take for ever to simplify: call it where a timeout can end the process.
     Raises ImportError without the package.
@@ -73,7 +73,7 @@ def math_verify(prompt: str, response: str, answer: str | None) -> Score:
 
 
 def check_math_verify() -> None:
-    """Raises ImportError, naming the extra to install, where math-verify is missing."""
+    """Raises ImportError, naming the extra to install, if math-verify is missing."""
     _import_math_verify()
 
 

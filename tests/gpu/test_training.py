@@ -31,7 +31,7 @@ ROUNDING = {"fp32": 1e-3, "fp8_delayed": 0.1}
 
 
 def make_config(preset: str, *overrides: str) -> Config:
-    """Skips the test, with the reason, where this machine lacks the format."""
+    """Skips the test, with the reason, if this machine lacks the format."""
     config, _ = compose_config(
         [
             *("model.hf_path=none", "rollout=replay", "rollout.path=.", f"precision={preset}"),

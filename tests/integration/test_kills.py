@@ -63,7 +63,7 @@ def stage(output: Path) -> str:
 def start_and_kill(arguments: list[str], output: Path, chance: random.Random, pause: float) -> tuple[str, int] | None:
     """Lets the job take a step and up to `pause` seconds more, then kills all of it or one rank.
 
-    None where it ended before.
+    None if it ended before.
     """
     process = processes.start(
         tiny_task.command(arguments, ranks=2),

@@ -1,7 +1,7 @@
 """Rollouts by real vLLM servers: the same training as in process, and servers that die.
 
 Three servers: two for the trainer, a third, with an API key and log-probs from before the temperature, that must be
-refused where that matters. The tests that kill servers come last.
+refused if that matters. The tests that kill servers come last.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def test_one_step_ahead(task: Path, servers, tmp_path: Path) -> None:
 
 
 def test_temperature_and_log_probs(task: Path, servers, reference: Path, tmp_path: Path) -> None:
-    """A server that reports log-probs from before the temperature is refused where the temperature isn't 1."""
+    """A server that reports log-probs from before the temperature is refused if the temperature isn't 1."""
     wrong = {"rollout.server.urls": urls(8421), "rollout.temperature": 0.7}
     done = train(overrides(task, tmp_path / "wrong", **wrong), **KEY)
     assert done.returncode == 2

@@ -55,7 +55,7 @@ class Batches:
         return range(batch * self.batch_size, min((batch + 1) * self.batch_size, self.total))
 
     def finished(self, num_items: int) -> int:
-        """How many of this shard's batches are whole where its first num_items items are done."""
+        """How many of this shard's batches are whole if its first num_items items are done."""
         return sum(self.items(batch).stop - self.first_item <= num_items for batch in self.of_shard)
 
     @property

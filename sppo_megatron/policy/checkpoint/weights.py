@@ -124,7 +124,7 @@ class StoredWeights:
     """The weights of a torch_dist checkpoint."""
 
     def __init__(self, folder: Path, table: WeightsTable):
-        """Raises ConfigError where the folder is no such checkpoint, or lacks or misshapes a tensor of the model."""
+        """Raises ConfigError if the folder is no such checkpoint, or lacks or misshapes a tensor of the model."""
         if not check_is_distributed_checkpoint(str(folder)):
             raise ConfigError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
         self._table = table

@@ -1,7 +1,7 @@
-"""A dense model of a family that `conversion` doesn't map, by NVIDIA's megatron-bridge where that is installed.
+"""A dense model of a family that `hf` doesn't map, by NVIDIA's megatron-bridge if that is installed.
 
 The Bridge's provider says what the model is, and its mapping moves the weights; everything else is the same code as for
-our own families. The layers are the provider's own where Transformer Engine is, elsewhere those of `layer_spec`.
+our own families. The layers are the provider's own with Transformer Engine, without it those of `layer_spec`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BridgeModel:
     def __init__(self, folder: Path, hf_config: Any):
         """folder: where the weights are, read when they are asked for.
 
-        Raises ConfigError where megatron-bridge isn't there, or the model can't be trained through it.
+        Raises ConfigError if megatron-bridge is missing, or the model can't be trained through it.
         """
         self._folder = folder
         self._hf_config = hf_config

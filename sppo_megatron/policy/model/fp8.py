@@ -61,7 +61,7 @@ def check_fp8_shapes(architecture: Architecture, parallelism: ParallelismConfig,
 def without_fp8(config: TransformerConfig) -> Iterator[None]:
     """Forward passes of the block compute in `config.params_dtype`.
 
-    Megatron-Core enters Transformer Engine's FP8 context in each forward pass where config.fp8 is set. Weights that are
+    Megatron-Core enters Transformer Engine's FP8 context in each forward pass if config.fp8 is set. Weights that are
     stored in FP8 (fp8_param) stay what they are and are multiplied in the higher precision.
     """
     fp8, config.fp8 = config.fp8, None

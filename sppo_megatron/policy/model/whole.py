@@ -49,7 +49,7 @@ def store_model(model: ModelSource, folder: Path, dtype: torch.dtype) -> None:
 def read_model(model: ModelSource, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors by Hugging Face names, in the dtype that is stored. Takes over Megatron's process groups.
 
-    Raises ConfigError where the folder is no such checkpoint.
+    Raises ConfigError if the folder is no such checkpoint.
     """
     if not check_is_distributed_checkpoint(str(folder)):
         raise ConfigError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")

@@ -113,7 +113,7 @@ with atomic_folder(sys.argv[1]) as partial:
 
 
 def test_killed_at_any_call_the_folder_is_the_old_or_the_new_one(tmp_path):
-    """Also where it had been set aside: the next call puts it back before anything else."""
+    """Also if it had been set aside: the next call puts it back before anything else."""
     seen = set()
     for moment in range(1, 60):
         folder = tmp_path / str(moment) / "f"

@@ -102,7 +102,7 @@ def test_what_is_there_is_kept_until_its_successor_is_whole(path):
 
 
 def test_settings_of_a_finished_file_do_not_bind_the_next(path):
-    """As where a kill came between giving the name and removing the settings, and the file was moved away."""
+    """As after a kill that came between giving the name and removing the settings, and the file was moved away."""
     file = ResumableFile(path, SETTINGS)
     settings = path.with_name("rollouts.jsonl.partial.json").read_text()
     file.finish()

@@ -47,7 +47,7 @@ def test_high_precision(name, dtype):
         assert built.params_dtype is dtype
         assert (built.bf16, built.fp16) == (dtype is torch.bfloat16, dtype is torch.half)
     assert config.fp8 is None and optimizer.fp8_recipe is None
-    assert optimizer.loss_scale is None  # dynamic where fp16
+    assert optimizer.loss_scale is None  # dynamic if fp16
 
 
 @pytest.mark.parametrize("name", FP8_PRESETS)
