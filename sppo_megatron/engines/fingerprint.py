@@ -1,13 +1,17 @@
-"""What passed through a stream of weights: how many tensors and bytes, and a checksum that both ends can compute."""
+"""What passed through a stream of weights, by a checksum that both ends can compute, and whether it arrived."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from sppo_megatron.errors import TrainingError
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -51,3 +55,37 @@ class WeightCounter:
         # The key is added, too: a tensor of zeros counts.
         total = sum(key * (value + key) for key, value in zip(self._keys, sums, strict=True)) % 2**64
         return Fingerprint(len(self._keys), self._num_bytes, f"{total:016x}")
+
+
+def check_version(current: int, version: int) -> None:
+    """Raises ValueError if weights would go back in time."""
+    if version < current:
+        raise ValueError(f"weights of version {version} are older than version {current}")
+
+
+def find_difference(report: Mapping[str, Any] | None, version: int, sent: Fingerprint) -> str | None:
+    """What a worker reports against what was sent; None if it is the same.
+
+    report: version, tensors, num_bytes and checksum of what the worker loaded last, and `problem`, what its model said
+    about taking it; None if it never loaded any.
+    """
+    if report is None:
+        return "it never received weights"
+    if report.get("problem"):
+        return str(report["problem"])
+    expected = {"version": version, **asdict(sent)}
+    differing = [key for key, value in expected.items() if report.get(key) != value]
+    if not differing:
+        return None
+    return "it has " + ", ".join(f"{key} {report.get(key)} and not {expected[key]}" for key in differing)
+
+
+def raise_everywhere(problems: Mapping[str, str], group: dist.ProcessGroup | None = None) -> None:
+    """Raises TrainingError on every rank if any rank has a problem. problems: replica -> what is wrong."""
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, dict(problems), group=group)
+    found = {replica: problem for part in everyone for replica, problem in part.items()}
+    if found:
+        raise TrainingError(
+            "the policy's weights did not arrive: " + "; ".join(f"{name}: {text}" for name, text in found.items())
+        )

@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sppo_megatron.config import Config
+from sppo_megatron.engines.base import Engine
 from sppo_megatron.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sppo_megatron.engines.megatron import TokenGenerator
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an engine is built in. folder: the model, in Hugging Face format. longest_prompt: tokens.
+
+    generator: the model of these ranks as one that continues sequences; it may be built by the call.
+    standalone: no trainer is beside it that will bring weights: the engine has those of the folder.
+    """
+
+    config: Config
+    folder: Path
+    longest_prompt: int
+    generator: Callable[[], TokenGenerator]
+    standalone: bool = False
 
 
 def no_problems(config: Config, world_size: int) -> Iterator[str]:
@@ -25,6 +45,7 @@ def no_settings(config: Config) -> dict[str, Any]:
 class EngineKind:
     """One value of rollout.engine. Importing the module that holds it needs neither torch nor vLLM.
 
+    build: collective, before any model of these ranks is built, for vLLM wants to see the device's memory free.
     check: (config, processes of the job) -> what is wrong with the engine's own keys, one message each.
     settings: the keys, besides those of every engine, that decide what it samples.
     device_share: share of each training GPU's memory that it takes while it samples; None if it takes no fixed share.
@@ -34,6 +55,7 @@ class EngineKind:
     """
 
     name: str
+    build: Callable[[Surroundings], Engine]
     has_own_weights: bool
     in_ranks: bool
     works_ahead: bool = False

@@ -1,38 +1,49 @@
-"""The next iteration's rollouts, generated while this one is trained."""
+"""The next iteration's groups, made while this one is trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
-from sppo_megatron.engines.base import AheadEngine
-from sppo_megatron.types import Group, Prompt
+from sppo_megatron.rollout.collector import Episodes
+from sppo_megatron.rollout.source import SampledGroups, SourceState
+from sppo_megatron.types import Group
 
 
-@dataclass
-class RolloutsAhead:
-    """Holds what the engine generates ahead until it is taken. Collective: every rank makes the same calls."""
+class GroupsAhead:
+    """A GroupSource that begins with the groups of iteration i + 1 when those of i are taken, from the weights of then.
 
-    engine: AheadEngine
-    is_running: bool = False
-    groups: list[Group] | None = None
+    iterations: of the run; nothing is begun beyond the last. The engine must be one that works ahead.
+    """
 
-    def start(self, prompts: list[Prompt], iteration: int) -> None:
-        """Begins with the rollouts of `iteration`, from the engine's weights of now."""
-        self.engine.start(prompts, iteration)
-        self.is_running = True
+    def __init__(self, source: SampledGroups, iterations: int) -> None:
+        self._source = source
+        self._iterations = iterations
+        self._under_way: Episodes | None = None
+        self._made: list[Group] | None = None
 
-    def finish(self) -> list[Group] | None:
-        """Waits for what is under way. The groups stay until they are taken; None where nothing was begun."""
-        if self.is_running:
-            self.groups = self.engine.finish()
-            self.is_running = False
-        return self.groups
-
-    def take(self) -> list[Group] | None:
-        """Hands the groups over, once."""
-        groups, self.groups = self.finish(), None
+    def next(self, iteration: int) -> list[Group]:
+        """See GroupSource."""
+        self.settle()
+        groups, self._made = self._made, None
+        if groups is None:
+            groups = self._source.next(iteration)
+        if iteration + 1 < self._iterations:
+            self._under_way = self._source.start(iteration + 1)
         return groups
 
-    def restore(self, groups: list[Group]) -> None:
-        """Groups that a checkpoint held."""
-        self.groups = groups
+    def settle(self) -> None:
+        """See GroupSource. The groups stay until they are taken."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            self._made = under_way.result()
+
+    def state(self) -> SourceState:
+        """See GroupSource."""
+        self.settle()
+        return replace(self._source.state(), ahead=None if self._made is None else tuple(self._made))
+
+    def load_state(self, state: SourceState) -> None:
+        """See GroupSource."""
+        self.settle()
+        self._source.load_state(state)
+        self._made = None if state.ahead is None else list(state.ahead)

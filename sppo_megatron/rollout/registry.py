@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks import check_config, check_generation
@@ -12,12 +13,27 @@ from sppo_megatron.engines.kind import EngineKind
 from sppo_megatron.engines.megatron import MEGATRON
 from sppo_megatron.engines.registry import ENGINES
 
+if TYPE_CHECKING:
+    from sppo_megatron.rollout.source import GroupSource
+
+    class StoredGroups(GroupSource, Protocol):
+        """A GroupSource whose groups are known before the run."""
+
+        def responses_of_groups(self, iteration: int) -> list[int]:
+            """The number of responses of each group of an iteration."""
+            ...
+
 
 @dataclass(frozen=True)
 class StoredKind:
-    """A source of groups that were made before. check: config -> what is wrong with its own keys, one message each."""
+    """A source of groups that were made before.
+
+    open: config -> the source; raises ConfigError for what can't be read. check: config -> what is
+    wrong with its own keys, one message each.
+    """
 
     name: str
+    open: Callable[[Config], StoredGroups]
     check: Callable[[Config], Iterator[str]]
 
 
@@ -29,7 +45,14 @@ def _check_replay(config: Config) -> Iterator[str]:
         yield f"rollout.path={path} does not exist"
 
 
-REPLAY = StoredKind("replay", _check_replay)
+def _open_replay(config: Config) -> StoredGroups:
+    from sppo_megatron.rollout.replay import Replay
+
+    assert config.rollout.path is not None, "checked"
+    return Replay(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
+
+
+REPLAY = StoredKind("replay", _open_replay, _check_replay)
 STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY,)}
 NAMES = (*ENGINES, *STORED)
 

@@ -7,24 +7,23 @@ from pathlib import Path
 
 from sppo_megatron.data.rollout_file import count_responses, read_groups
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.types import Group, Prompt
+from sppo_megatron.rollout.source import SourceState
+from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)
 
 
-class ReplayEngine:
-    """Reads the groups of each iteration from rollout files. A pure function of the iteration: a resume needs no state.
+class Replay:
+    """A GroupSource that reads them from rollout files. A pure function of the iteration: a resume needs no state.
 
     path: one file, or a folder whose `iteration_*.jsonl` files, in the order of their names, are iterations 0, 1, ...
     groups_per_iteration: of one file, iteration i takes groups i·n to (i+1)·n; of a folder, the first n of its i-th
     file. None takes the whole file: of one file, the same groups in every iteration.
-    iterations: how many will be asked for, where that is known.
+    iterations: how many will be asked for, if that is known.
 
-    Every line that will be used is checked here, before anything expensive starts. Raises ConfigError where there
+    Every line that will be used is checked here, before anything expensive starts. Raises ConfigError if there
     is nothing to read, and ValueError for a broken line, an empty file, or fewer groups than the iterations need.
     """
-
-    needs_prompts = False
 
     def __init__(
         self, path: str | Path, groups_per_iteration: int | None = None, iterations: int | None = None
@@ -49,7 +48,7 @@ class ReplayEngine:
 
     @property
     def available_iterations(self) -> int | None:
-        """How many iterations there are rollouts for; None where one whole file serves every iteration."""
+        """How many iterations there are rollouts for; None if one whole file serves every iteration."""
         if self.is_folder:
             return len(self.files)
         if self.groups_per_iteration is None:
@@ -66,12 +65,19 @@ class ReplayEngine:
         file, start, stop = self._place(iteration)
         return self._responses_of_groups[file][start:stop]
 
-    def generate(self, prompts: list[Prompt], iteration: int) -> list[Group]:
-        """`groups(iteration)`; the prompts are ignored, the stored groups bring their own."""
+    def next(self, iteration: int) -> list[Group]:
+        """See GroupSource: `groups(iteration)`."""
         return self.groups(iteration)
 
-    def close(self) -> None:
-        """Nothing is held open."""
+    def settle(self) -> None:
+        """See GroupSource: nothing is under way."""
+
+    def state(self) -> SourceState:
+        """See GroupSource: the iteration says it all."""
+        return SourceState()
+
+    def load_state(self, state: SourceState) -> None:
+        """See GroupSource."""
 
     def _place(self, iteration: int) -> tuple[int, int, int | None]:
         """(file, first group, end) of an iteration."""

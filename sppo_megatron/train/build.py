@@ -18,8 +18,7 @@ from sppo_megatron.cluster.consensus import agreed, check_same_config, decided_b
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
 from sppo_megatron.data.atomic_file import write_atomically
-from sppo_megatron.data.prompt_stream import PromptStream
-from sppo_megatron.engines.vllm.replica import VllmReplica
+from sppo_megatron.engines.base import Engine
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint, wait_until_visible
 from sppo_megatron.policy.checkpoint.training import Checkpointer, check_fits
@@ -35,11 +34,11 @@ from sppo_megatron.policy.step.fp8_probe import build_fp8_probe
 from sppo_megatron.policy.step.reference import build_reference
 from sppo_megatron.tracking.console import ProgressDisplay, print_summary
 from sppo_megatron.tracking.tracker import Tracker
-from sppo_megatron.train.engines import Engines, build_engines, build_replica
 from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.inputs import Inputs, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
+from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_source
 from sppo_megatron.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ class Parts:
 
     inputs: Inputs
     policy: Policy
-    replica: VllmReplica | None
+    engine: Engine
 
 
 @contextlib.contextmanager
@@ -67,14 +66,15 @@ def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
         inputs = agreed(lambda: read_inputs(config))
         groups = initialize_model_parallel(config.parallelism, config.train.seed)
         steps = _total_steps(config, inputs)
-        replica = build_replica(config, inputs)
-        policy = agreed(lambda: Policy(config, inputs.model, groups, steps))
+        engine = build_engine(config, inputs, lambda: _generator(policy))
         try:
-            yield Parts(inputs, policy, replica)
+            policy = agreed(lambda: Policy(config, inputs.model, groups, steps))
+            try:
+                yield Parts(inputs, policy, engine)
+            finally:
+                policy.close()
         finally:
-            policy.close()
-            if replica is not None:
-                replica.close()
+            engine.close()
     finally:
         destroy_model_parallel()
         if owns_group and dist.is_initialized():
@@ -85,8 +85,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     """The trainer with everything connected, its checkpoint chosen."""
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
-    generator = Generator(policy.chunks, policy.config, policy.groups, inputs.model.vocab_size, policy.device)
-    engines = build_engines(config, inputs, generator, parts.replica)
+    rollouts = agreed(lambda: build_source(config, inputs, parts.engine))
     resumed_from, state = decided_by_first_rank(lambda: _find_checkpoint(config, inputs))
     if resumed_from is not None:
         agreed(lambda: wait_until_visible(resumed_from))
@@ -98,11 +97,10 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     return Trainer(
         config=config,
         policy=policy,
-        rollout=engines.rollout,
-        scorer=inputs.scorer if inputs.replay is None or config.rollout.rescore else None,
-        weight_sync=engines.weight_sync,
-        prompts=_prompt_stream(config, inputs),
-        evaluator=_evaluator(inputs, engines, output_dir / "evaluations" if is_main else None),
+        engine=parts.engine,
+        rollouts=rollouts,
+        scorer=inputs.scorer if inputs.stored is None or config.rollout.rescore else None,
+        evaluator=_evaluator(config, parts, output_dir / "evaluations" if is_main else None),
         checkpointer=Checkpointer(
             policy,
             output_dir / "checkpoints",
@@ -125,8 +123,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         preemption=PreemptionGuard(policy.device),
         fp8_probe=build_fp8_probe(policy, config.precision),
         reference=build_reference(policy),
-        probe=engines.probe,
-        ahead=engines.ahead,
+        probe=build_probe(config, inputs, parts.engine),
     )
 
 
@@ -149,8 +146,6 @@ def close(trainer: Trainer, parts: Parts) -> None:
     """Ends worker processes, gives signals back and closes files."""
     if trainer.preemption is not None:
         trainer.preemption.close()
-    trainer.rollout.close()
-    trainer.weight_sync.close()
     trainer.tracker.close()
     parts.inputs.scorer.close()
     trainer.checkpointer.close()
@@ -170,8 +165,8 @@ def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
 def _total_steps(config: Config, inputs: Inputs) -> int:
     """Optimizer steps of the whole run, for the learning-rate schedule; with pairs, where every group has one."""
     size, epochs = config.train.minibatch_size, config.train.epochs_per_iteration
-    if inputs.replay is not None:
-        groups = [inputs.replay.responses_of_groups(i) for i in range(config.train.iterations)]
+    if inputs.stored is not None:
+        groups = [inputs.stored.responses_of_groups(i) for i in range(config.train.iterations)]
     else:
         assert config.train.prompts_per_iteration is not None
         groups = [[config.rollout.num_samples_per_prompt] * config.train.prompts_per_iteration]
@@ -180,17 +175,16 @@ def _total_steps(config: Config, inputs: Inputs) -> int:
     return sum(steps_per_iteration(count, size, epochs) for count in counts)
 
 
-def _prompt_stream(config: Config, inputs: Inputs) -> PromptStream | None:
-    if inputs.replay is not None:
+def _generator(policy: Policy) -> Generator:
+    return Generator(policy.chunks, policy.config, policy.groups, policy.model.vocab_size, policy.device)
+
+
+def _evaluator(config: Config, parts: Parts, folder: Path | None) -> Evaluator | None:
+    inputs = parts.inputs
+    if not inputs.eval_prompts:
         return None
-    assert config.train.prompts_per_iteration is not None
-    return PromptStream(
-        inputs.train_prompts, config.train.prompts_per_iteration, config.train.seed, config.train.shuffle
-    )
-
-
-def _evaluator(inputs: Inputs, engines: Engines, folder: Path | None) -> Evaluator | None:
-    return Evaluator(engines.evaluation, inputs.scorer, inputs.eval_prompts, folder) if inputs.eval_prompts else None
+    collector = build_collector(config, inputs, parts.engine, for_evaluation=True)
+    return Evaluator(collector, inputs.scorer, inputs.eval_prompts, folder)
 
 
 def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, TrainerState]:

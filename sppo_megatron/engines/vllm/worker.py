@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from sppo_megatron.engines.fingerprint import WeightCounter
+from sppo_megatron.engines.vllm.names import find_untaken
 from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink
 
 
@@ -37,12 +38,12 @@ class WeightReceiver:
 
     def sppo_load(self, weights: Iterator[tuple[str, Tensor]], version: int) -> dict[str, Any]:
         """Loads weights of Hugging Face names, one tensor at a time; returns what `sppo_report` will."""
-        counter = WeightCounter()
+        counter, model = WeightCounter(), self.model_runner.get_model()
         with set_current_vllm_config(self.vllm_config):
-            begin_loading(self.model_runner.get_model())
-            self.model_runner.get_model().load_weights(counter.watch(weights))
-            end_loading(self.model_runner.get_model(), self.model_config)
-        self.sppo_weights = {"version": version, **asdict(counter.fingerprint())}
+            begin_loading(model)
+            problem = take_weights(model, counter.watch(weights), self.model_config)
+            end_loading(model, self.model_config)
+        self.sppo_weights = {"version": version, "problem": problem, **asdict(counter.fingerprint())}
         return self.sppo_weights
 
     def sppo_load_folder(self, folder: str, version: int) -> dict[str, Any]:
@@ -51,9 +52,9 @@ class WeightReceiver:
 
     def sppo_note(self, version: int) -> dict[str, Any] | None:
         """Gives the weights that were broadcast last their version; returns what `sppo_report` will."""
-        counter = getattr(self.weight_transfer_engine, "counter", None)
-        if counter is not None:
-            self.sppo_weights = {"version": version, **asdict(counter.fingerprint())}
+        engine = self.weight_transfer_engine
+        if isinstance(engine, BroadcastReceiver) and engine.counter is not None:
+            self.sppo_weights = {"version": version, "problem": engine.problem, **asdict(engine.counter.fingerprint())}
         return self.sppo_weights
 
     def sppo_report(self) -> dict[str, Any] | None:
@@ -83,6 +84,7 @@ class BroadcastReceiver(WeightTransferEngine[BroadcastInit, BroadcastUpdate]):
     update_info_cls = BroadcastUpdate
     link: BroadcastLink | None = None
     counter: WeightCounter | None = None
+    problem: str | None = None
 
     def init_transfer_engine(self, init_info: BroadcastInit) -> None:
         """Joins the trainer's group; a group from before is left."""
@@ -98,8 +100,7 @@ class BroadcastReceiver(WeightTransferEngine[BroadcastInit, BroadcastUpdate]):
 
     def receive_weights(self, update_info: BroadcastUpdate) -> None:
         assert self.link is not None and self.counter is not None, "a session was started and a group joined"
-        model: Any = self.model
-        model.load_weights(self.counter.watch(self.link.receive()))
+        self.problem = take_weights(self.model, self.counter.watch(self.link.receive()), self.model_config)
 
     def finish_weight_update(self) -> None:
         end_loading(self.model, self.model_config)
@@ -128,6 +129,28 @@ def begin_loading(model: nn.Module) -> None:
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None  # else a CPU's experts are not packed again, and the old ones go on answering
     initialize_layerwise_reload(model)
+
+
+def take_weights(model: Any, weights: Iterator[tuple[str, Tensor]], model_config: Any) -> str | None:
+    """Has vLLM's model load them. Returns what it did not take, None if it took all; see find_untaken."""
+    sent: list[str] = []
+
+    def noted() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
+            sent.append(name)
+            yield name, tensor
+
+    loaded = model.load_weights(noted())
+    if loaded is None:  # some models don't say
+        return None
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    return find_untaken(
+        sent,
+        loaded,
+        getattr(model, "packed_modules_mapping", {}),
+        (lambda name: name) if mapper is None else mapper.map_name,
+        ties_head=model_config.hf_text_config.tie_word_embeddings,
+    )
 
 
 def end_loading(model: nn.Module, model_config: Any) -> None:

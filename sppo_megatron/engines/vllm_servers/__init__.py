@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 
 from sppo_megatron.config import Config
-from sppo_megatron.engines.kind import EngineKind
+from sppo_megatron.engines.base import Engine
+from sppo_megatron.engines.kind import EngineKind, Surroundings
 
 
 def _check(config: Config, world_size: int) -> Iterator[str]:
@@ -23,4 +24,12 @@ def _check(config: Config, world_size: int) -> Iterator[str]:
         yield "rollout.server.urls names a server twice"
 
 
-VLLM_SERVERS = EngineKind(name="vllm_server", has_own_weights=True, in_ranks=False, works_ahead=True, check=_check)
+def _build(around: Surroundings) -> Engine:
+    from sppo_megatron.engines.vllm_servers.engine import build_engine
+
+    return build_engine(around)
+
+
+VLLM_SERVERS = EngineKind(
+    name="vllm_server", build=_build, has_own_weights=True, in_ranks=False, works_ahead=True, check=_check
+)

@@ -1,4 +1,4 @@
-"""Weight sync by broadcast into vLLM servers, through vLLM's weight-transfer API.
+"""Weights by broadcast into vLLM servers, through vLLM's weight-transfer API.
 
 Every rank has every tensor of the stream, so the servers are dealt out: rank r serves servers r, r + world, ... Each
 server has a group of its own with its rank: one that dies is noticed by its rank alone and stops nobody else.
@@ -19,16 +19,15 @@ from torch import Tensor
 
 from sppo_megatron.cluster.http_client import RequestError, ServerError, submit
 from sppo_megatron.engines.fingerprint import Fingerprint, WeightCounter
-from sppo_megatron.engines.version import check_version, find_difference
 from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink, buckets, local_address
 from sppo_megatron.engines.vllm_servers.client import ServerClient
-from sppo_megatron.engines.vllm_servers.pool import ServerPool
+from sppo_megatron.engines.vllm_servers.transfer import ServerPool, no_server_took, worker_problem
 from sppo_megatron.errors import TrainingError
 
 logger = logging.getLogger(__name__)
 
 
-class BroadcastSync:
+class BroadcastTransfer:
     """bucket_bytes: how much goes at a time. timeout_s: how long a silent server is waited for. group: the ranks."""
 
     def __init__(
@@ -40,7 +39,6 @@ class BroadcastSync:
         bucket_bytes: int,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        self.version = -1
         self._pool = pool
         self._device = device
         self._timeout_s = timeout_s
@@ -48,9 +46,8 @@ class BroadcastSync:
         self._group = group
         self._receivers: dict[str, _Receiver] = {}  # those of this rank, by URL
 
-    def push(self, weights: Iterator[tuple[str, Tensor]], version: int) -> int:
-        """See WeightSync. Servers that fail are taken out; those that answer again come back with these weights."""
-        check_version(self.version, version)
+    def send(self, weights: Iterator[tuple[str, Tensor]], version: int) -> Fingerprint:
+        """See Transfer."""
         mine = self._pool.clients[dist.get_rank(self._group) :: dist.get_world_size(self._group)]
         receivers = [self._receiver(client) for client in mine]
         for receiver in receivers:
@@ -61,8 +58,8 @@ class BroadcastSync:
                 receiver.send(bucket)
         for receiver in receivers:
             receiver.end(version, counter.fingerprint())
-        self._agree({receiver.client.url: receiver.problem for receiver in receivers}, version)
-        return counter.fingerprint().num_bytes
+        self._agree({receiver.client.url: receiver.problem for receiver in receivers})
+        return counter.fingerprint()
 
     def close(self) -> None:
         """Leaves the groups."""
@@ -75,7 +72,7 @@ class BroadcastSync:
             self._receivers[client.url] = known = _Receiver(client, self._device, self._timeout_s)
         return known
 
-    def _agree(self, problems: dict[str, str | None], version: int) -> None:
+    def _agree(self, problems: dict[str, str | None]) -> None:
         """What every rank found out about its servers; from now on those without a problem are alive."""
         everyone: list[Any] = [None] * dist.get_world_size(self._group)
         dist.all_gather_object(everyone, problems, group=self._group)
@@ -86,15 +83,11 @@ class BroadcastSync:
                 logger.warning("the rollout server %s did not take the weights: %s", url, problem)
         self._pool.set_alive([url for url in found if url not in wrong])
         if not self._pool.alive:
-            raise TrainingError(
-                "no rollout server took the policy's weights: "
-                + "; ".join(f"{url}: {problem}" for url, problem in wrong.items())
-            )
-        self.version = self._pool.version = version
+            raise TrainingError(no_server_took(wrong))
 
 
 def _while_usable(method: Callable[..., None]) -> Callable[..., None]:
-    """Skips the call where the server has a problem; an error becomes its problem and concerns nobody else."""
+    """Skips the call if the server has a problem; an error becomes its problem and concerns nobody else."""
 
     @wraps(method)
     def call(self: _Receiver, *args: Any) -> None:
@@ -141,10 +134,8 @@ class _Receiver:
         self.client.post("/finish_weight_update", {"weight_version": str(version)}, self._timeout_s)
         self.client.post("/reset_prefix_cache")
         reports = self.client.post("/collective_rpc", {"method": "sppo_note", "args": [version]})["results"]
-        for worker, report in enumerate(reports):
-            difference = find_difference(report, version, sent)
-            if difference is not None:
-                raise ServerError(f"worker {worker}: {difference}")
+        if (problem := worker_problem(reports, version, sent)) is not None:
+            raise ServerError(problem)
         self.client.post("/resume")
 
     def _connect(self) -> BroadcastLink:

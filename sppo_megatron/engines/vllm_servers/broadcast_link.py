@@ -51,7 +51,7 @@ class BroadcastLink:
         return BroadcastLink(_process_group(store, rank, world_size, device, own, timeout_s), device)
 
     def send(self, bucket: list[tuple[str, Tensor]]) -> None:
-        """One bucket; an empty one ends the stream. Raises RuntimeError where a receiver is gone."""
+        """One bucket; an empty one ends the stream. Raises RuntimeError if a receiver is gone."""
         entries: list[list[Any]] = []
         offset = 0
         for name, tensor in bucket:
@@ -127,7 +127,7 @@ def _process_group(
 
 @contextlib.contextmanager
 def _errors_raised_by_wait() -> Iterator[None]:
-    """An NCCL group made within raises from `wait` where the other side is gone. Else its watchdog ends the process."""
+    """An NCCL group made within raises from `wait` if the other side is gone. Else its watchdog ends the process."""
     name = "TORCH_NCCL_BLOCKING_WAIT"  # read by the group's constructor
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,61 +1,60 @@
-"""Rollouts by vLLM servers: rank 0 asks them, every rank gets the groups."""
+"""Samples by vLLM servers: rank 0 asks them, every rank gets what they answer."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from sppo_megatron.cluster.http_client import RequestError, ServerError, wait_for
 from sppo_megatron.cluster.server_pool import NoServerLeft
-from sppo_megatron.data.rollout_file import read_groups, write_groups
-from sppo_megatron.engines.response import make_response
+from sppo_megatron.engines.base import Continuation, Engine, Request
+from sppo_megatron.engines.fingerprint import check_version
+from sppo_megatron.engines.kind import Surroundings
 from sppo_megatron.engines.seeds import request_seed
+from sppo_megatron.engines.vllm_servers.broadcast import BroadcastTransfer
 from sppo_megatron.engines.vllm_servers.client import ServerClient
-from sppo_megatron.engines.vllm_servers.pool import ServerPool
+from sppo_megatron.engines.vllm_servers.disk import DiskTransfer
+from sppo_megatron.engines.vllm_servers.server_checks import check_log_probs, check_weight_receiver
+from sppo_megatron.engines.vllm_servers.transfer import ServerPool, Transfer
+from sppo_megatron.engines.vllm_servers.unfinished import Kept, Unfinished, request_key
 from sppo_megatron.errors import ConfigError, TrainingError
-from sppo_megatron.types import Group, Prompt, Response, SamplingParams
+from sppo_megatron.types import SamplingParams
 
 T = TypeVar("T")
 
 
-class VllmServerEngine:
-    """K samples of each prompt from whichever server is free.
+class VllmServersEngine(Engine):
+    """Each request goes to whichever server is free.
 
-    pool.version tells which weights the servers have. unfinished_folder: where the groups go that were finished when
-    the last server died; asked again for the same iteration of the same policy, the engine takes them from there.
-    group: the ranks that call together (the world where None).
+    unfinished: where samples are kept that were finished when the last server died; asked again for the same, the
+    engine takes them from there. group: the ranks that call together (the world if None).
     """
-
-    needs_prompts = True
 
     def __init__(
         self,
         pool: ServerPool,
-        tokenizer: Any | None,
-        params: SamplingParams,
+        transfer: Transfer,
         *,
-        num_samples_per_prompt: int,
-        seed: int,
-        unfinished_folder: Path | None = None,
+        unfinished: Unfinished | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._pool = pool
-        self._tokenizer = tokenizer
-        self._params = params
-        self._samples = num_samples_per_prompt
-        self._seed = seed
-        self._unfinished_folder = unfinished_folder
+        self._transfer = transfer
+        self._unfinished = unfinished
         self._group = group
-        self._background: _Background | None = None
+        self._weights = "as started"  # what the servers sample from: version and checksum
 
-    def check_servers(self, take_weights: bool = True) -> None:
-        """Raises ConfigError where no server answers, and where one can't take weights or reports other log-probs.
+    def check_servers(self, params: SamplingParams, take_weights: bool = True) -> None:
+        """Raises ConfigError if no server answers, or one can't take weights or reports other log-probs.
 
-        take_weights: whether they will be given any.
+        params: what will be sampled with. take_weights: whether they will be given any.
         """
 
         def check() -> None:
@@ -66,80 +65,78 @@ class VllmServerEngine:
             self._pool.set_alive([client.url for client in healthy])
             for client in healthy:
                 if take_weights:
-                    _check_weight_receiver(client)
-                _check_log_probs(client, self._params)
+                    check_weight_receiver(client)
+                check_log_probs(client, params)
 
         self._on_first_rank(check)
 
-    def generate(self, prompts: list[Prompt], iteration: int) -> list[Group]:
-        """See RolloutEngine. Raises TrainingError where no server is left."""
-        return self._on_first_rank(lambda: self._ask(prompts, iteration))
-
-    def start(self, prompts: list[Prompt], iteration: int) -> None:
-        """See AheadEngine."""
+    def start(self, requests: Sequence[Request], params: SamplingParams) -> _Background:
+        """See Engine. Its result raises TrainingError if no server is left."""
+        work = None
         if dist.get_rank(self._group) == 0:
-            self._background = _Background(lambda: self._ask(prompts, iteration))
+            weights, version = self._weights, self.weight_version
+            work = _Work(lambda: self._ask(requests, params, weights, version))
+        return _Background(self, work)
 
-    def finish(self) -> list[Group]:
-        """See AheadEngine."""
-        background, self._background = self._background, None
+    def load_weights(self, weights: Iterator[tuple[str, Tensor]], version: int) -> int:
+        """See Engine."""
+        check_version(self.weight_version, version)
+        sent = self._transfer.send(weights, version)
+        self.weight_version = version
+        self._weights = f"version {version}, {sent}"
+        return sent.num_bytes
 
-        def wait() -> list[Group]:
-            assert background is not None, "finish follows start"
-            return background.result()
+    def probe(self, request: Request, params: SamplingParams) -> list[tuple[str, Continuation]]:
+        """See Engine: every server that is alive."""
+        seed, version = request_seed(request.seed), self.weight_version
 
-        return self._on_first_rank(wait)
-
-    def probe(self, prompt: Prompt) -> list[tuple[str, Response]]:
-        """One response of every server that is alive."""
-
-        def ask() -> list[tuple[str, Response]]:
+        def ask() -> list[tuple[str, Continuation]]:
             found = []
             for client in self._pool.alive:
-                [sample] = wait_for(client.complete(prompt.token_ids, self._seed, self._params, 1))
-                found.append((client.url, make_response(*sample, self._params, self._tokenizer)))
+                [sample] = wait_for(client.complete(request.token_ids, seed, request.limited(params), 1))
+                found.append((client.url, Continuation.of(*sample, params, version)))
             return found
 
         return self._on_first_rank(ask)
 
     def close(self) -> None:
-        """Nothing is held open; what runs in the background ends with the process."""
+        """See Engine; what runs in the background ends with the process."""
+        self._transfer.close()
 
-    def _ask(self, prompts: Sequence[Prompt], iteration: int) -> list[Group]:
+    def _ask(
+        self, requests: Sequence[Request], params: SamplingParams, weights: str, version: int
+    ) -> list[list[Continuation]]:
         """On rank 0 only, possibly in a thread."""
-        version = self._pool.version
-        unfinished = self._unfinished(iteration, version)
-        groups: dict[int, Group] = {}
-        if unfinished is not None and unfinished.exists():
-            groups = {group.prompt.index: group for group in read_groups(unfinished)}
-        missing = [place for place in range(len(prompts)) if place not in groups]
+        keys = [request_key(request, params, weights) for request in requests]
+        kept: Kept = {} if self._unfinished is None else self._unfinished.read()
+        missing = [place for place, key in enumerate(keys) if key not in kept]
 
-        async def call(client: ServerClient, place: int) -> Group:
-            seed = request_seed(self._seed, iteration, place)
-            samples = await client.complete(prompts[place].token_ids, seed, self._params, self._samples)
-            responses = [make_response(*sample, self._params, self._tokenizer) for sample in samples]
-            for response in responses:
-                response.policy_version = version
-            return Group(prompts[place], responses)
+        async def call(client: ServerClient, place: int) -> list[Continuation]:
+            request = requests[place]
+            samples = await client.complete(
+                request.token_ids, request_seed(request.seed), request.limited(params), request.num_samples
+            )
+            return [Continuation.of(*sample, params, version) for sample in samples]
 
         try:
             answers = self._pool.run(missing, call)
         except NoServerLeft as error:
-            groups |= {missing[i]: group for i, group in error.answers.items()}
-            kept = _keep(unfinished, groups) if unfinished is not None and groups else ""
-            raise TrainingError(
-                f"no rollout server is left: {error}. {len(groups)} of {len(prompts)} groups were finished{kept}. "
-                "Start servers and continue (a training run with checkpoint.load=latest)"
-            ) from error
-        groups |= dict(zip(missing, answers, strict=True))
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
-        return [Group(prompt, groups[place].responses) for place, prompt in enumerate(prompts)]
+            found = {keys[missing[i]]: samples for i, samples in error.answers.items()}
+            raise self._stopped(error, found, len(requests) - len(missing) + len(found), len(requests)) from error
+        found = dict(zip((keys[place] for place in missing), answers, strict=True))
+        if self._unfinished is not None and len(missing) < len(keys):
+            self._unfinished.remove(keys)
+        return [found[key] if key in found else kept[key] for key in keys]
 
-    def _unfinished(self, iteration: int, version: int) -> Path | None:
-        """Where this iteration's groups are kept, if it can't be finished."""
-        folder = self._unfinished_folder
-        return None if folder is None else folder / f"iteration_{iteration:06d}_version_{version}.jsonl"
+    def _stopped(self, error: NoServerLeft, found: Kept, done: int, total: int) -> TrainingError:
+        where = ""
+        if self._unfinished is not None and done:
+            self._unfinished.add(found)
+            where = f" and are kept in {self._unfinished.path}"
+        return TrainingError(
+            f"no rollout server is left: {error}. {done} of {total} groups were finished{where}. "
+            "Start servers and continue (a training run with checkpoint.load=latest)"
+        )
 
     def _on_first_rank(self, work: Callable[[], T]) -> T:
         """work() of rank 0, its result or its error, on every rank."""
@@ -162,11 +159,26 @@ class VllmServerEngine:
 
 
 class _Background:
+    """See Pending: what the servers are asked while the trainer works."""
+
+    def __init__(self, engine: VllmServersEngine, work: _Work | None) -> None:
+        self._engine = engine
+        self._work = work
+
+    def result(self) -> list[list[Continuation]]:
+        def wait() -> list[list[Continuation]]:
+            assert self._work is not None, "rank 0 has asked"
+            return self._work.result()
+
+        return self._engine._on_first_rank(wait)
+
+
+class _Work:
     """A call in a thread of its own."""
 
-    def __init__(self, work: Callable[[], list[Group]]) -> None:
+    def __init__(self, work: Callable[[], list[list[Continuation]]]) -> None:
         self._work = work
-        self._result: list[Group] | None = None
+        self._result: list[list[Continuation]] | None = None
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -177,7 +189,7 @@ class _Background:
         except Exception as error:
             self._error = error
 
-    def result(self) -> list[Group]:
+    def result(self) -> list[list[Continuation]]:
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -185,34 +197,23 @@ class _Background:
         return self._result
 
 
-def _keep(path: Path, groups: dict[int, Group]) -> str:
-    """Writes groups under the places of their prompts."""
-    placed = [(Prompt(place, group.prompt.token_ids), group.responses) for place, group in sorted(groups.items())]
-    write_groups(path, [Group(prompt, responses) for prompt, responses in placed])
-    return f" and are kept in {path}"
-
-
-def _check_weight_receiver(client: ServerClient) -> None:
-    """Raises ConfigError where the server's workers know nothing of the trainer's weights."""
-    try:
-        client.post("/collective_rpc", {"method": "sppo_report"})
-    except (RequestError, ServerError) as error:
-        raise ConfigError(
-            f"{client.url} can't take the trainer's weights ({error}): start it with `sppo serve`, which gives "
-            "vLLM our worker extension and its control endpoints"
-        ) from error
-
-
-def _check_log_probs(client: ServerClient, params: SamplingParams) -> None:
-    """Raises ConfigError where the server's log-probs are those of before the temperature and the truncation."""
-    if params.temperature == 1 and params.top_p == 1 and params.top_k == -1:
-        return  # before and after are the same
-    try:
-        cold, hot = (client.top_log_prob(temperature) for temperature in (0.5, 2.0))
-    except (RequestError, ServerError) as error:
-        raise ConfigError(f"the rollout server does not serve: {error}") from error
-    if cold == hot:
-        raise ConfigError(
-            f"{client.url} returns log-probs from before the temperature is applied: start it with "
-            "--logprobs-mode processed_logprobs, as `sppo serve` does"
+def build_engine(around: Surroundings) -> VllmServersEngine:
+    """The configured servers, which answer. Raises ConfigError if they can't be used."""
+    config, s = around.config, around.config.rollout.server
+    api_key = os.environ.get(s.api_key_env)
+    clients = [ServerClient(url, api_key=api_key, model=s.model, timeout_s=s.timeout_s) for url in s.urls]
+    pool = ServerPool(clients, concurrency=s.concurrency, retries=s.retries, backoff_s=s.backoff_s)
+    output = Path(config.output_dir).absolute()
+    if s.weight_sync == "broadcast":
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        transfer: Transfer = BroadcastTransfer(
+            pool, device=device, timeout_s=s.timeout_s, bucket_bytes=int(s.bucket_mib * 2**20)
         )
+    else:
+        folder = Path(s.sync_folder or output / "weights").absolute()
+        transfer = DiskTransfer(pool, folder, run=str(output), is_own=s.sync_folder is None)
+    unfinished = None if around.standalone else Unfinished(output / "rollouts" / "unfinished.jsonl")
+    engine = VllmServersEngine(pool, transfer, unfinished=unfinished)
+    r = config.rollout
+    engine.check_servers(SamplingParams(1, r.temperature, r.top_p, r.top_k), take_weights=not around.standalone)
+    return engine

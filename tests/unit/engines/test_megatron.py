@@ -1,4 +1,5 @@
-"""The in-process engine over a real token generator: a tiny Hugging Face model, sampled one sequence at a time."""
+"""The in-process engine under the collector, over a real token generator: a tiny Hugging Face model, sampled one
+sequence at a time."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from sppo_megatron.engines.base import Request
 from sppo_megatron.engines.megatron import MegatronEngine
 from sppo_megatron.engines.seeds import sample_uniforms
 from sppo_megatron.policy.generate.sampling import sample_tokens
+from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.types import Prompt, SamplingParams
 
 VOCAB = 12
@@ -62,11 +65,11 @@ def generator():
     return PlainGenerator()
 
 
-def make_engine(generator, *, tokenizer=None, samples=4, seed=5, batch_size=3, **fields):
+def make_collector(generator, *, tokenizer=None, samples=4, seed=5, batch_size=3, **fields):
     params = SamplingParams(max_new_tokens=LENGTH, stop_token_ids=STOP, **fields)
-    return MegatronEngine(
-        generator, tokenizer, params, num_samples_per_prompt=samples, seed=seed, batch_size=batch_size
-    )
+    engine = MegatronEngine(lambda: generator, batch_size)
+    decode = tokenizer and (lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    return Collector(engine, params, samples, seed, decode)
 
 
 PROMPTS = [Prompt(8, np.array([1, 2], np.int32)), Prompt(0, np.array([4], np.int32)), Prompt(8, np.array([1, 2]))]
@@ -77,13 +80,13 @@ def tokens_of(groups):
 
 
 def test_groups_in_order_with_their_own_uniforms(generator):
-    groups = make_engine(generator, tokenizer=Letters()).generate(PROMPTS, iteration=2)
+    groups = make_collector(generator, tokenizer=Letters()).collect(PROMPTS, iteration=2)
     assert [group.prompt for group in groups] == PROMPTS
     assert generator.batch_sizes[-1] == 3
     for place, group in enumerate(groups):
         assert len(group.responses) == 4
         for sample, response in enumerate(group.responses):
-            draws = sample_uniforms(5, 2, place, sample, LENGTH)
+            draws = sample_uniforms((5, 2, place), sample, LENGTH)
             params = SamplingParams(max_new_tokens=LENGTH, stop_token_ids=STOP)
             ((ids, log_probs),) = generator.generate([group.prompt.token_ids], [draws], params, 1)
             assert response.token_ids.tolist() == ids.tolist()
@@ -96,7 +99,7 @@ def test_groups_in_order_with_their_own_uniforms(generator):
 
 
 def test_log_probs_are_the_models(generator):
-    (group,) = make_engine(generator, temperature=0.8).generate(PROMPTS[:1], 0)
+    (group,) = make_collector(generator, temperature=0.8).collect(PROMPTS[:1], 0)
     for response in group.responses:
         ids = torch.tensor([[*group.prompt.token_ids.tolist(), *response.token_ids.tolist()]])
         with torch.no_grad():
@@ -107,7 +110,7 @@ def test_log_probs_are_the_models(generator):
 
 
 def test_finish_reason(generator):
-    groups = make_engine(generator, samples=24).generate(PROMPTS, 0)
+    groups = make_collector(generator, samples=24).collect(PROMPTS, 0)
     reasons = set()
     for group in groups:
         for response in group.responses:
@@ -120,28 +123,28 @@ def test_finish_reason(generator):
 
 
 def test_text(generator):
-    groups = make_engine(generator, tokenizer=Letters()).generate(PROMPTS, 0)
+    groups = make_collector(generator, tokenizer=Letters()).collect(PROMPTS, 0)
     for group in groups:
         for response in group.responses:
             kept = [i for i in response.token_ids.tolist() if i not in STOP]
             assert response.text == "".join("abcdefghijkl"[i] for i in kept)
-    (group,) = make_engine(generator).generate(PROMPTS[:1], 0)
+    (group,) = make_collector(generator).collect(PROMPTS[:1], 0)
     assert all(response.text is None for response in group.responses)
 
 
 def test_seed_iteration_and_nothing_else(generator):
-    base = tokens_of(make_engine(generator).generate(PROMPTS, 1))
-    engine = make_engine(generator, batch_size=100)
-    assert tokens_of(engine.generate(PROMPTS, 1)) == base
-    assert tokens_of(engine.generate(PROMPTS, 1)) == base  # no state between calls
-    assert tokens_of(engine.generate(PROMPTS[:1], 1)) == base[:1]
-    assert tokens_of(engine.generate(PROMPTS, 2)) != base
-    assert tokens_of(make_engine(generator, seed=6).generate(PROMPTS, 1)) != base
-    assert [group[:2] for group in base] == tokens_of(make_engine(generator, samples=2).generate(PROMPTS, 1))
+    base = tokens_of(make_collector(generator).collect(PROMPTS, 1))
+    collector = make_collector(generator, batch_size=100)
+    assert tokens_of(collector.collect(PROMPTS, 1)) == base
+    assert tokens_of(collector.collect(PROMPTS, 1)) == base  # no state between calls
+    assert tokens_of(collector.collect(PROMPTS[:1], 1)) == base[:1]
+    assert tokens_of(collector.collect(PROMPTS, 2)) != base
+    assert tokens_of(make_collector(generator, seed=6).collect(PROMPTS, 1)) != base
+    assert [group[:2] for group in base] == tokens_of(make_collector(generator, samples=2).collect(PROMPTS, 1))
 
 
 def test_no_prompts(generator):
-    assert make_engine(generator).generate([], 0) == []
+    assert make_collector(generator).collect([], 0) == []
 
 
 def test_an_empty_continuation_is_cut_off():
@@ -149,5 +152,29 @@ def test_an_empty_continuation_is_cut_off():
         def generate(self, prompts, uniforms, params, batch_size):
             return [(np.zeros(0, np.int32), np.zeros(0, np.float32)) for _ in prompts]
 
-    (group,) = make_engine(Silent(), tokenizer=Letters(), samples=1).generate(PROMPTS[:1], 0)
+    (group,) = make_collector(Silent(), tokenizer=Letters(), samples=1).collect(PROMPTS[:1], 0)
     assert (group.responses[0].finish_reason, group.responses[0].text) == ("length", "")
+
+
+def test_a_request_may_have_less_room_than_the_others(generator):
+    engine = MegatronEngine(lambda: generator, 8)
+    params = SamplingParams(max_new_tokens=LENGTH)
+    prompt = PROMPTS[0].token_ids
+    [[long], [short]] = engine.generate([Request(prompt, (5, 0, 0)), Request(prompt, (5, 0, 0), 1, 2)], params)
+    assert len(long.token_ids) == LENGTH
+    assert short.token_ids.tolist() == long.token_ids[:2].tolist() and len(short.log_probs) == 2
+
+
+def test_pushing_records_the_version_and_moves_nothing(generator):
+    def weights():
+        raise AssertionError("the weights were exported")
+        yield
+
+    collector = make_collector(generator)
+    assert collector.collect(PROMPTS[:1], 0)[0].responses[0].policy_version is None
+    for version in (0, 1, 7):
+        assert collector.engine.load_weights(weights(), version) == 0
+        assert collector.collect(PROMPTS[:1], 0)[0].responses[0].policy_version == version
+    with pytest.raises(ValueError, match="version 6 are older than version 7"):
+        collector.engine.load_weights(weights(), 6)
+    assert collector.engine.weight_version == 7

@@ -30,23 +30,19 @@ def longer_is_better(prompt: str, first: str, second: str, answer: str | None) -
     return 0.5 + 0.1 * np.clip(len(first) - len(second), -4, 4)
 
 
-class Engine:
+class Collector:
     """Answers as it is told: one list of texts for each evaluation, a text for each prompt (and sample)."""
-
-    needs_prompts = True
 
     def __init__(self, *evaluations: list[list[str]]) -> None:
         self.evaluations = iter(evaluations)
 
-    def generate(self, prompts: list[Prompt], iteration: int) -> list[Group]:
+    def collect(self, prompts: list[Prompt], iteration: int) -> list[Group]:
         assert iteration == 0  # the seeds of every evaluation are the same
         answers = next(self.evaluations)
         return [
             Group(prompt, [Response(np.arange(1 + len(text), dtype=np.int32), text) for text in texts])
             for prompt, texts in zip(prompts, answers, strict=True)
         ]
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +55,7 @@ def one_rank(tmp_path_factory):
 
 
 def evaluator(reward: dict, *evaluations, folder=None) -> Evaluator:
-    return Evaluator(Engine(*evaluations), build_scorer(RewardConfig(**reward)), PROMPTS, folder)
+    return Evaluator(Collector(*evaluations), build_scorer(RewardConfig(**reward)), PROMPTS, folder)
 
 
 def test_scores_win_tie_and_lose(tmp_path):

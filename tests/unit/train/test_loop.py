@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,16 @@ import pytest
 from sppo_megatron.config import Config
 from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.errors import TrainingError
-from sppo_megatron.rollout.ahead import RolloutsAhead
+from sppo_megatron.rollout.ahead import GroupsAhead
+from sppo_megatron.rollout.collector import Collector
+from sppo_megatron.rollout.source import SampledGroups, SourceState
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.state import TrainerState
-from sppo_megatron.types import Group, Prompt, Response
+from sppo_megatron.types import Group, Prompt, SamplingParams
+from tests.unit.rollout.fakes import CountingEngine
 
 PROMPTS = [Prompt(index, np.array([index], np.int32), f"p{index}") for index in range(12)]
 PER_ITERATION = 3
-
-
-class Engine:
-    """Works ahead as rollout.engine=vllm_server does, one response to each prompt."""
-
-    def start(self, prompts: list[Prompt], iteration: int) -> None:
-        self.groups = generate(prompts)
-
-    def finish(self) -> list[Group]:
-        return self.groups
 
 
 class Checkpoints:
@@ -41,40 +35,44 @@ class Checkpoints:
     def finalize(self) -> None: ...
 
 
-def generate(prompts: list[Prompt]) -> list[Group]:
-    return [Group(prompt, [Response(np.array([7], np.int32), error="no answer")]) for prompt in prompts]
+def make_source(works_ahead: bool) -> SampledGroups | GroupsAhead:
+    collector = Collector(CountingEngine(), SamplingParams(2), num_samples=1, seed=0)
+    sampled = SampledGroups(collector, PromptStream(PROMPTS, PER_ITERATION, seed=1))
+    return GroupsAhead(sampled, iterations=100) if works_ahead else sampled
 
 
-def make_trainer(folder: Path, ahead: RolloutsAhead | None) -> Trainer:
-    parts = dict.fromkeys(("policy", "rollout", "scorer", "weight_sync", "evaluator", "tracker", "display", "is_main"))
+def make_trainer(folder: Path, rollouts: SampledGroups | GroupsAhead) -> Trainer:
+    parts = dict.fromkeys(("policy", "engine", "scorer", "evaluator", "tracker", "display", "is_main"))
     return Trainer(
         **parts,
         config=Config(),
-        prompts=PromptStream(PROMPTS, PER_ITERATION, seed=1),
+        rollouts=rollouts,
         checkpointer=Checkpoints(folder),
         rollout_folder=folder,
         state=TrainerState(step=5, iteration=2),
-        ahead=ahead,
     )
+
+
+def tokens(groups: list[Group]) -> list[tuple[str | None, list[list[int]]]]:
+    return [(g.prompt.text, [response.token_ids.tolist() for response in g.responses]) for g in groups]
 
 
 @pytest.mark.parametrize("works_ahead", [False, True])
 def test_the_groups_without_a_score_are_not_lost(tmp_path: Path, works_ahead: bool) -> None:
-    trainer = make_trainer(tmp_path, RolloutsAhead(Engine()) if works_ahead else None)
-    stream = PromptStream(PROMPTS, PER_ITERATION, seed=1)
-    prompts, after = stream.next(), stream.next()
-    groups = generate(trainer.prompts.next())
-    if works_ahead:
-        trainer.ahead.start(trainer.prompts.next(), 3)
+    source = make_source(works_ahead)
+    trainer = make_trainer(tmp_path, source)
+    source.next(1)
+    before = source.state()
+    groups = source.next(2)
+    unscored = [replace(g, responses=[replace(r, error="no answer") for r in g.responses]) for g in groups]
     with pytest.raises(TrainingError, match=r"none of the questions of iteration 2, .*: no answer; .*load=latest"):
-        trainer._stop_unanswered(groups)
+        trainer._stop_unanswered(unscored, before)
 
     state = TrainerState.read(tmp_path)
     assert (state.step, state.iteration, state.has_rollouts) == (5, 2, False)
-    stream.load_state_dict({"position": state.prompt_position})
-    assert state.has_ahead is works_ahead
-    if works_ahead:
-        assert [group.prompt.text for group in state.read_ahead(tmp_path)] == [prompt.text for prompt in prompts]
-        assert stream.next() == after
-    else:
-        assert stream.next() == prompts
+    assert (SourceState.read(tmp_path).ahead is not None) is works_ahead
+    resumed = make_source(works_ahead)
+    resumed.load_state(SourceState.read(tmp_path))
+    assert tokens(resumed.next(2)) == tokens(groups)
+    uninterrupted = make_source(works_ahead)
+    assert tokens(resumed.next(3)) == [tokens(uninterrupted.next(i)) for i in (1, 2, 3)][-1]

@@ -14,7 +14,6 @@ STATE = {
     "step": 17,
     "iteration": 4,
     "minibatch": 1,
-    "prompt_position": 40,
     "has_rollouts": True,
     "evaluation_before": {"eval_reward_mean": 0.1 + 0.2, "eval_exact_match": 0.0},
     "evaluation_last": {"eval_reward_mean": 0.7},

@@ -100,7 +100,7 @@ def test_any_distribution_with_ties(logits, temperature, top_k, top_p):
 
 
 def test_random_uniforms_pass_chi_square():
-    uniforms = torch.from_numpy(sample_uniforms(0, 0, 0, 0, 20_000))
+    uniforms = torch.from_numpy(sample_uniforms((0, 0, 0), 0, 20_000))
     tokens, _ = sample_tokens(torch.tensor(LOGITS).expand(20_000, -1), uniforms, params())
     counts = np.bincount(tokens.numpy(), minlength=len(LOGITS))
     assert chisquare(counts, 20_000 * slow_distribution(LOGITS, params())).pvalue > 0.01
@@ -175,11 +175,12 @@ def test_a_row_does_not_depend_on_its_batch():
 
 
 def test_uniforms_are_a_pure_function_of_their_place():
-    base = sample_uniforms(1, 2, 3, 4, 100)
+    base = sample_uniforms((1, 2, 3), 4, 100)
     assert base.dtype == np.float64 and base.shape == (100,)
     assert (base >= 0).all() and (base < 1).all()
-    assert np.array_equal(base, sample_uniforms(1, 2, 3, 4, 100))
-    assert np.array_equal(base[:10], sample_uniforms(1, 2, 3, 4, 10))  # a longer limit changes nothing before it
+    assert np.array_equal(base, sample_uniforms((1, 2, 3), 4, 100))
+    assert np.array_equal(base[:10], sample_uniforms((1, 2, 3), 4, 10))  # a longer limit changes nothing before it
     places = [(1, 2, 3, 5), (1, 2, 4, 4), (1, 3, 3, 4), (2, 2, 3, 4), (4, 3, 2, 1), (1, 2, 34, 0), (1, 23, 4, 0)]
-    draws = [sample_uniforms(*place, 100) for place in places]
+    places += [(1, 2, 3, 4, 1, 0), (1, 2, 3, 4, 2, 0)]  # later turns of the same sample
+    draws = [sample_uniforms((*request,), sample, 100) for *request, sample in places]
     assert len({tuple(draw) for draw in [base, *draws]}) == len(places) + 1

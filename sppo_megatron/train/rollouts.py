@@ -1,0 +1,71 @@
+"""The configured rollouts: the engine, what collects groups with it, and where an iteration's groups come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sppo_megatron.config import Config
+from sppo_megatron.data.prompt_stream import PromptStream
+from sppo_megatron.engines.base import Engine, Request
+from sppo_megatron.engines.kind import Surroundings
+from sppo_megatron.engines.megatron import TokenGenerator
+from sppo_megatron.engines.probe import BOUNDS, WeightProbe
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.ahead import GroupsAhead
+from sppo_megatron.rollout.collector import Collector
+from sppo_megatron.rollout.registry import engine_kind
+from sppo_megatron.rollout.source import GroupSource, SampledGroups
+from sppo_megatron.train.inputs import Inputs
+from sppo_megatron.types import SamplingParams
+
+
+def build_engine(
+    config: Config, inputs: Inputs, generator: Callable[[], TokenGenerator], standalone: bool = False
+) -> Engine:
+    """See EngineKind.build and Surroundings. Raises ConfigError if it can't be used."""
+    around = Surroundings(config, inputs.folder, inputs.longest_prompt, generator, standalone)
+    return engine_kind(config).build(around)
+
+
+def sampling_params(config: Config, inputs: Inputs, for_evaluation: bool) -> SamplingParams:
+    r = config.rollout
+    return SamplingParams(
+        max_new_tokens=r.max_response_length,
+        temperature=config.eval.temperature if for_evaluation else r.temperature,
+        top_p=1.0 if for_evaluation else r.top_p,
+        top_k=-1 if for_evaluation else r.top_k,
+        stop_token_ids=inputs.stop_token_ids,
+    )
+
+
+def build_collector(config: Config, inputs: Inputs, engine: Engine, for_evaluation: bool) -> Collector:
+    """What answers prompts, of training or of evaluations."""
+    return Collector(
+        engine,
+        sampling_params(config, inputs, for_evaluation),
+        (config.eval if for_evaluation else config.rollout).num_samples_per_prompt,
+        config.rollout.seed,
+        inputs.decode,
+    )
+
+
+def build_source(config: Config, inputs: Inputs, engine: Engine) -> GroupSource:
+    """Where the groups of the iterations come from. Raises ConfigError, the same on every rank."""
+    if inputs.stored is not None:
+        return inputs.stored
+    train = config.train
+    assert train.prompts_per_iteration is not None, "checked"
+    stream = PromptStream(inputs.train_prompts, train.prompts_per_iteration, train.seed, train.shuffle)
+    sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream)
+    return GroupsAhead(sampled, train.iterations) if config.rollout.ahead else sampled
+
+
+def build_probe(config: Config, inputs: Inputs, engine: Engine) -> WeightProbe | None:
+    """None if nobody wants to look at the engine's weights."""
+    if not config.rollout.verify:
+        return None
+    if not inputs.train_prompts:
+        raise ConfigError("rollout.verify=true needs a prompt: data.train_path has none")
+    request = Request(inputs.train_prompts[0].token_ids, (config.rollout.seed,))
+    params = sampling_params(config, inputs, for_evaluation=False)
+    return WeightProbe(engine, request, params, BOUNDS[config.precision.dtype])
