@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_letters_alone(folder: Path, server: str) -> None:
 def test_a_pair_too_long_for_the_judge_is_a_tie(server: str) -> None:
     """The server refuses it; the others are judged."""
     groups = make_groups(["Reverse 4821."])
-    groups[0].responses[1].text = "x" * 2000
+    groups[0].responses[1] = replace(groups[0].responses[1], text="x" * 2000)
     judge = Judge(JudgeConfig(urls=[server]))
     [group] = judge.score(groups)
     assert judge.metrics["judge_failed"] == 6 and judge.metrics["judge_requests"] == 12

@@ -92,7 +92,7 @@ def test_one_row_per_response_with_its_weight(fields, weight):
 
 def test_win_rates_come_from_the_matrix():
     groups = make_groups([[0.0, 1.0, 0.5]])
-    groups[0].preference = np.array([[0.5, 0.2, 0.4], [0.8, 0.5, 0.9], [0.6, 0.1, 0.5]])
+    groups[0] = replace(groups[0], preference=np.array([[0.5, 0.2, 0.4], [0.8, 0.5, 0.9], [0.6, 0.1, 0.5]]))
     batch = make_batch(groups, Sppo(reward="win_rate"))
     assert batch.columns["win_rate"] == pytest.approx([1.1 / 3, 2.2 / 3, 1.2 / 3])
     assert batch.columns["reward"].tolist() == [0.0, 1.0, 0.5]
@@ -129,8 +129,8 @@ def test_importance_weights(level, cap, masked):
     groups = make_groups()
     masks = [np.arange(len(r.token_ids)) % 3 != 1 for _, r in responses_of(groups)]
     if masked:
-        for (_, response), mask in zip(responses_of(groups), masks, strict=True):
-            response.loss_mask = mask
+        remaining = iter(masks)
+        groups = changed(groups, lambda response: replace(response, loss_mask=next(remaining)))
     old = perturbed(groups)
     objective = Sppo(sequence_weight="length", importance_weight=level, importance_cap=cap)
     batch = make_batch(groups, objective, old)
@@ -153,15 +153,14 @@ def test_without_importance_weights_no_rollout_log_probs_are_needed():
 
 def test_importance_weights_without_rollout_log_probs():
     groups = make_groups()
-    groups[1].responses[0].rollout_log_probs = None
+    groups[1].responses[0] = replace(groups[1].responses[0], rollout_log_probs=None)
     with pytest.raises(ValueError, match=r"response 4 has no rollout_log_probs.*importance_weight=token.*null"):
         make_batch(groups, Sppo(importance_weight="token"))
 
 
 def test_an_empty_response_has_importance_weight_one():
     groups = make_groups([[0.0, 1.0]])
-    groups[0].responses[0].token_ids = np.zeros(0, np.int32)
-    groups[0].responses[0].rollout_log_probs = np.zeros(0, np.float32)
+    groups[0].responses[0] = emptied(groups[0].responses[0])
     for level in ("sequence", "token"):
         batch = make_batch(groups, Sppo(importance_weight=level), perturbed(groups))
         assert batch.columns["importance_weight"][0] == 1.0
@@ -178,7 +177,7 @@ def far_from_the_engine(groups, gaps):
 
 def test_the_gate_weighs_what_it_compared():
     groups = make_groups([[0.0, 1.0, 0.5]])
-    groups[0].responses[2].policy_version = 9
+    groups[0].responses[2] = replace(groups[0].responses[2], policy_version=9)
     old = far_from_the_engine(groups, (0.3, -0.2, 0.7))
     mismatch = MismatchConfig(action="importance_weight", **TIGHT)
     lengths = [r.length for _, r in responses_of(groups)]
@@ -200,9 +199,7 @@ def test_importance_weights_that_are_there_already_are_not_squared():
 
 def test_a_unit_with_a_dropped_response_is_left_out():
     groups = make_groups([[0.0, 1.0], [0.5, 0.0], [0.2, 0.4, 0.3]])
-    for group in groups:
-        for response in group.responses:
-            response.policy_version = None
+    groups = changed(groups, lambda response: replace(response, policy_version=None))
     old = far_from_the_engine(groups, (0, 2.0, 0, 0, 0, 0, 0))
     mismatch = MismatchConfig(action="drop", **TIGHT)
     assert make_batch(groups, Sppo(), old, mismatch=mismatch).minibatches[0][:, 0].tolist() == [0, 2, 3, 4, 5, 6]
@@ -220,10 +217,20 @@ def test_the_gate_stops():
 # ------------------------------------------------------------------------------------------------ SPIN and INPO
 
 
+def changed(groups, change):
+    """New groups whose responses are what `change` makes of them, in order."""
+    return [replace(group, responses=[change(response) for response in group.responses]) for group in groups]
+
+
+def emptied(response):
+    return replace(response, token_ids=np.zeros(0, np.int32), rollout_log_probs=np.zeros(0, np.float32))
+
+
 def with_human_responses(groups, lengths=(4, 0, 2)):
-    for group, length in zip(groups, lengths, strict=True):
-        group.prompt.human_token_ids = np.arange(length, dtype=np.int32)
-    return groups
+    return [
+        replace(group, prompt=replace(group.prompt, human_token_ids=np.arange(length, dtype=np.int32)))
+        for group, length in zip(groups, lengths, strict=True)
+    ]
 
 
 SPIN = Spin(pairwise="spin", beta=0.1)
@@ -244,7 +251,7 @@ def test_human_responses_come_after_the_sampled_ones_for_spin():
 
 def test_spin_without_a_human_response():
     groups = with_human_responses(make_groups())
-    groups[1].prompt.human_token_ids = None
+    groups[1] = replace(groups[1], prompt=replace(groups[1].prompt, human_token_ids=None))
     with pytest.raises(ValueError, match=r"group 1 \(prompt 1\) has no human response.*data.response_key"):
         make_batch(groups, SPIN)
 
@@ -260,11 +267,10 @@ def test_importance_weights_leave_human_responses_alone():
 @pytest.mark.parametrize("masked", [False, True])
 def test_ref_log_ratios_are_sums_over_the_response(masked):
     groups = with_human_responses(make_groups())
-    groups[0].responses[0].token_ids = np.zeros(0, np.int32)
-    groups[0].responses[0].rollout_log_probs = np.zeros(0, np.float32)
+    groups[0].responses[0] = emptied(groups[0].responses[0])
     if masked:
-        groups[0].responses[1].loss_mask = np.zeros(groups[0].responses[1].length, np.bool_)
-        groups[0].responses[1].loss_mask[:1] = True
+        mask = np.arange(groups[0].responses[1].length) < 1
+        groups[0].responses[1] = replace(groups[0].responses[1], loss_mask=mask)
     sequences = sequences_of(groups, with_human_responses=True)
     old, ref = np.full(sequences.total, -1.0, np.float32), np.full(sequences.total, -1.25, np.float32)
     batch = make_batch(groups, SPIN, [old], ref_log_probs=ref)
@@ -279,7 +285,7 @@ def test_ref_log_ratios_are_sums_over_the_response(masked):
 
 def test_metrics_of_the_whole_iteration():
     groups = make_groups()
-    groups[1].responses[0].error = "boom"
+    groups[1].responses[0] = replace(groups[1].responses[0], error="boom")
     metrics = make_batch(groups, Sppo()).metrics
     assert metrics["degenerate_group_share"] == pytest.approx(1 / 3) and metrics["reward_errors"] == 1
     assert "reward_mean" not in metrics  # each step has that of its own

@@ -1,6 +1,7 @@
 """Targets by hand-worked numbers."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_an_objective_that_cannot_be(keys, message):
 
 def test_masked_out_tokens_do_not_count_as_length():
     group = make_group([1, 1], lengths=[6, 4], correct=[True, True])
-    group.responses[0].loss_mask = np.array([1, 1, 0, 0, 0, 0], np.bool_)
+    group.responses[0] = replace(group.responses[0], loss_mask=np.array([1, 1, 0, 0, 0, 0], np.bool_))
     targets = build_targets([group], objective_of(length_reward_weight=1.0))
     assert targets.lengths.tolist() == [2, 4]
     same(targets.values, [1.5, 0.5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from math import ceil, exp
 
 import numpy as np
@@ -42,7 +43,7 @@ def test_pairs_are_best_and_worst_and_need_a_spread():
 
 def test_pairs_go_by_win_rate_if_there_are_win_rates():
     groups = make_groups([[0.0, 1.0], [0.0, 1.0, 0.5]])
-    groups[1].preference = np.array([[0.5, 0.9, 0.8], [0.1, 0.5, 0.3], [0.2, 0.7, 0.5]])
+    groups[1] = replace(groups[1], preference=np.array([[0.5, 0.9, 0.8], [0.1, 0.5, 0.3], [0.2, 0.7, 0.5]]))
     units, preferences = units_of(Units.BEST_WORST, groups, Sppo(reward="win_rate"))
     assert units.tolist() == [[1, 0], [2, 3]]
     assert preferences[2] == pytest.approx(0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def make_iteration(lengths: list[list[int]]) -> tuple[list[Group], np.ndarray]:
             group.responses.append(response)
             log_probs.append(old)
         groups.append(group)
-    groups[0].preference = rng.random((len(lengths[0]), len(lengths[0])))
+    groups[0] = replace(groups[0], preference=rng.random((len(lengths[0]), len(lengths[0]))))
     return groups, np.concatenate(log_probs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def configuration(kind: str = "exact_match") -> Config:
 @pytest.fixture
 def source(tmp_path):
     groups = [Group(Prompt(i, IDS, "2+2", "4"), [Response(IDS, str(k)) for k in range(3, 6)]) for i in range(5)]
-    groups[1].preference = np.full((3, 3), 0.5)
+    groups[1] = replace(groups[1], preference=np.full((3, 3), 0.5))
     write_groups(tmp_path / "in.jsonl", groups)
     return tmp_path / "in.jsonl"
 
@@ -56,7 +58,7 @@ def test_a_preference_of_before_is_gone(source):
 
 def test_texts_and_answers_that_are_missing(source, tmp_path):
     groups = read_groups(source)
-    groups[3].responses[1].text = None
+    groups[3].responses[1] = replace(groups[3].responses[1], text=None)
     write_groups(source, groups)
     with pytest.raises(ConfigError, match=r"group 4 has token ids without texts: give model.hf_path=FOLDER"):
         score(configuration(), source)
