@@ -7,6 +7,7 @@ costs a coroutine and no thread.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import random
@@ -59,12 +60,17 @@ class _Loop:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="http", daemon=True).start()
         self.session: aiohttp.ClientSession = asyncio.run_coroutine_threadsafe(self._open(), self.loop).result()
+        atexit.register(self._close)
 
     async def _open(self) -> aiohttp.ClientSession:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         limit = 0 if files == resource.RLIM_INFINITY else max(1, files // 2)
         connector = aiohttp.TCPConnector(limit=limit, keepalive_timeout=KEEP_ALIVE_S)
         return aiohttp.ClientSession(connector=connector)
+
+    def _close(self) -> None:
+        if self.pid == os.getpid():
+            asyncio.run_coroutine_threadsafe(self.session.close(), self.loop).result(timeout=1.0)
 
 
 _started: _Loop | None = None

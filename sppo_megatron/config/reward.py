@@ -6,7 +6,9 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+from annotated_types import Interval
 
 from sppo_megatron.config.keys import AtLeastOne, Finite, Free, NextIteration, NotNegative, Positive, UserPath
 from sppo_megatron.config.precision import Dtype
@@ -27,7 +29,7 @@ class JudgeConfig:
     """A pairwise judge behind an OpenAI-compatible endpoint (reward.kind=judge)."""
 
     urls: Free[list[str]] = field(default_factory=list)
-    "http://host:port of each server."
+    "Each server's http://host:port, or https://host/api, with or without /v1."
     model: NextIteration[str | None] = None
     "Name of the model that they serve; null = the only one."
     api_key_env: Free[str] = "JUDGE_API_KEY"
@@ -81,11 +83,14 @@ class RewardConfig:
     others a reward of each. none: every reward is 0, for objective.pairwise=spin."""
     function: NextIteration[str | None] = None
     """`module:name` for the kinds function, f(prompt, response, answer), and pairwise_function, f(prompt, first,
-    second, answer) -> probability in [0, 1] that the first wins."""
+    second, answer) -> probability in [0, 1] that the first wins. It may ask for more by name: docs/rewards.md."""
     timeout_s: Free[Positive[float]] = 10.0
     "Seconds for one response."
     default: NextIteration[Finite[float]] = 0.0
     "Reward of a response that couldn't be scored."
+    max_failed_share: Free[Annotated[float, Interval(ge=0, le=1)]] = 0.2
+    """If more than this share of an iteration's questions failed, or of its responses for a reward of each, the run
+    saves and stops; 1 = never."""
     num_workers: Free[AtLeastOne[int]] = 2
     "Worker processes on each rank."
     mixture: NextIteration[list[dict[str, Any]]] = field(default_factory=list)
@@ -138,8 +143,8 @@ def _check_urls(urls: list[str]) -> Iterator[str]:
     if not urls:
         yield "reward.kind=judge needs reward.judge.urls=[http://host:port, ...] of an OpenAI-compatible server"
     for url in urls:
-        if not re.fullmatch(r"https?://[^/\s]+/?", url):
-            yield f"reward.judge.urls holds {url!r}: each is http://host:port, without a path"
+        if not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", url):
+            yield f"reward.judge.urls holds {url!r}: each is http://host:port or https://host/path"
     if len(set(urls)) < len(urls):
         yield "reward.judge.urls names a server twice"
 

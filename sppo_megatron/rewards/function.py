@@ -7,7 +7,8 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,31 @@ from sppo_megatron.rewards.verifiers import Score
 
 RESPONSE_ARGUMENTS = ("prompt", "response", "answer")
 PAIR_ARGUMENTS = ("prompt", "first", "second", "answer")
+# What a function may ask for besides, by name: of the prompt, and of the response (of both, as a pair, in that order).
+PROMPT_EXTRAS = ("messages", "extra", "source", "group")
+RESPONSE_EXTRAS = ("token_ids", "loss_mask", "finish_reason")
 
 
-def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class UserFunction:
+    """A function with what it is to be called with. num_positional: so many of the texts are given by place, the
+    function's own names for them being others. names: what is given by name."""
+
+    function: Callable[..., Any]
+    num_positional: int
+    names: tuple[str, ...]
+
+    def __call__(self, positional: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        return self.function(*positional, **named)
+
+
+def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) -> UserFunction:
     """Imports "package.module:name" (or "module:Class.method"); the current directory counts, as under `python -m`.
 
-    arguments: the names of what it is called with, all of them text (answer: text or None). See `to_score` and
-    `to_probability` for what it returns.
-    Raises ValueError saying what to change.
+    arguments: the texts that it is called with by place, if its parameters have other names (answer: text or None).
+    It is given by name what its signature asks for of these and of PROMPT_EXTRAS and RESPONSE_EXTRAS. See `to_score`
+    and `to_probability` for what it returns.
+    Raises ConfigError saying what to change.
     """
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
@@ -46,28 +64,50 @@ def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) ->
         function = getattr(function, part)
     if not callable(function):
         raise ConfigError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
-    _check_signature(function, path, arguments)
-    return function
+    return _with_signature(function, path, arguments)
 
 
-def _check_signature(function: Callable[..., Any], path: str, arguments: tuple[str, ...]) -> None:
+def _with_signature(function: Callable[..., Any], path: str, arguments: tuple[str, ...]) -> UserFunction:
+    """By name if the function requires nothing that has another name, else the texts by place."""
+    known = (*arguments, *PROMPT_EXTRAS, *RESPONSE_EXTRAS)
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
-        return
+        return UserFunction(function, len(arguments), ())
+    parameters = list(signature.parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        asked = known
+    else:
+        asked = tuple(p.name for p in parameters if p.name in known and p.kind is not p.POSITIONAL_ONLY)
+    if asked and _takes(signature, (), asked):
+        return UserFunction(function, 0, asked)
+    extras = tuple(name for name in asked if name not in arguments)
+    for names in (extras, ()):
+        if _takes(signature, arguments, names):
+            return UserFunction(function, len(arguments), names)
     try:
         signature.bind(*arguments)
     except TypeError as error:
         raise ConfigError(
-            f"reward.function={path!r} is called as f({', '.join(arguments)}), which {signature} refuses: {error}"
+            f"reward.function={path!r} is called as f({', '.join(arguments)}), which {signature} refuses: {error}; "
+            f"by name it may ask for any of {', '.join(known)}"
         ) from None
+    raise AssertionError("what binds was taken above")
+
+
+def _takes(signature: inspect.Signature, positional: Sequence[str], names: Sequence[str]) -> bool:
+    try:
+        signature.bind(*positional, **dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
 
 
 def to_score(result: Any) -> Score:
     """What a reward function returned, as plain numbers.
 
     result: a number, a bool, (number, bool or None), or an object with .reward and, optionally, .correct.
-    Raises ValueError where it isn't a reward.
+    Raises ValueError if it isn't a reward.
     """
     reward, correct = result, None
     if isinstance(result, (bool, np.bool_)):
@@ -82,7 +122,7 @@ def to_score(result: Any) -> Score:
 
 
 def to_probability(result: Any) -> float:
-    """What a pairwise function returned: P(first wins). Raises ValueError where that isn't a number in [0, 1]."""
+    """What a pairwise function returned: P(first wins). Raises ValueError if that isn't a number in [0, 1]."""
     probability = _to_float(result)
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"the reward function returned {_short(result)}, not a probability in [0, 1]")

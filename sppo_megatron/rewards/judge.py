@@ -5,18 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sppo_megatron.cluster.http_client import HttpClient, RequestError, ServerError, wait_for, with_retries
+from sppo_megatron.cluster.http_client import (
+    AccessError,
+    HttpClient,
+    OverloadedError,
+    RequestError,
+    ServerError,
+    wait_for,
+    with_retries,
+)
 from sppo_megatron.cluster.server_pool import NoServerLeft, Pool
 from sppo_megatron.config import JudgeConfig
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.judge_cache import AnswerCache
 from sppo_megatron.rewards.judge_question import Reading, question_key, read_answer, request_body, used_tokens
-from sppo_megatron.rewards.preference import Pair, ordered_pairs, set_preference
-from sppo_megatron.rewards.template import JUDGE_TEMPLATE, load_template, render
-from sppo_megatron.rewards.text import Decode, texts_of
+from sppo_megatron.rewards.preference import Pair, ordered_pairs, with_preference
+from sppo_megatron.rewards.scorer import ScoringError
+from sppo_megatron.rewards.text import JUDGE_TEMPLATE, Decode, load_template, printable, render, texts_of, transcript
 from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)
@@ -33,7 +42,7 @@ class Judge:
     """metrics, of the last call: judge_questions, judge_cache_hits, judge_failed, judge_requests (retries too),
     judge_prompt_tokens, judge_completion_tokens and judge_seconds, the requests' latencies added up.
 
-    Raises ValueError where no server answers, they serve different models, one refuses, or template or cache are bad.
+    Raises ConfigError if no server answers, they serve different models, one refuses, or template or cache are bad.
     """
 
     needs_answer = False
@@ -55,38 +64,34 @@ class Judge:
         self._letter_masses: list[float] = []
         self.metrics: dict[str, float] = {}
 
-    def score(self, groups: list[Group]) -> list[Group]:
-        """Sets the groups' preferences, and every response's reward to its win rate; returns the same groups.
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """Preferences, and every response's reward its win rate. See `Scorer`.
 
         A pair with an order that stays without an answer is a tie, recorded as an error of both responses.
+        Raises ScoringError if the endpoint refuses the key, or stays overloaded beyond all patience.
         """
         questions, bodies = self._questions(groups)
         known = self._cache.get(bodies) if self._cache is not None else {}
         self._start_metrics(len(bodies), len(known))
         answers: dict[str, float | Failure] = {**known, **self._ask_all(bodies, known)}
+        scored = []
         for group, pairs in zip(groups, questions, strict=True):
             found = {pair: answers[key] for pair, key in pairs.items()}
-            set_preference(
-                group,
-                {pair: answer for pair, answer in found.items() if isinstance(answer, float)},
-                {
-                    pair: f"the judge failed: {answer.why}"
-                    for pair, answer in found.items()
-                    if isinstance(answer, Failure)
-                },
-            )
+            first_wins = {pair: answer for pair, answer in found.items() if isinstance(answer, float)}
+            failures = {pair: answer.why for pair, answer in found.items() if isinstance(answer, Failure)}
+            scored.append(with_preference(group, first_wins, failures))
         self._report([answer.why for answer in answers.values() if isinstance(answer, Failure)])
-        return groups
+        return scored
 
     def close(self) -> None:
         if self._cache is not None:
             self._cache.close()
 
-    def _questions(self, groups: list[Group]) -> tuple[list[dict[Pair, str]], dict[str, dict[str, Any]]]:
+    def _questions(self, groups: Sequence[Group]) -> tuple[list[dict[Pair, str]], dict[str, dict[str, Any]]]:
         """The key of every ordered pair of every group, and the request of every key. Equal questions are one."""
         questions, bodies = [], {}
         for group in groups:
-            prompt, texts = texts_of(group, self._decode)
+            prompt, texts = transcript(group.prompt, self._decode), texts_of(group, self._decode)
             keys = {}
             for i, j in ordered_pairs(texts):
                 body = request_body(render(self._template, prompt, texts[i], texts[j]), self._model, self._config)
@@ -104,6 +109,8 @@ class Judge:
             self._pool.set_alive([client.url for client in self._pool.clients if wait_for(_is_alive(client))])
         try:
             found = self._pool.run(missing, lambda client, key: self._ask(client, key, bodies[key]))
+        except AccessError as error:
+            raise ScoringError("can't be asked the questions", str(error)) from error
         except NoServerLeft as error:
             lost = Failure(f"no judge server is left: {error}")
             return {key: error.answers.get(place, lost) for place, key in enumerate(missing)}
@@ -124,12 +131,16 @@ class Judge:
 
         try:
             reading = await with_retries(attempt, self._config.retries, self._config.backoff_s)
+        except AccessError:
+            raise
+        except OverloadedError as error:  # no verdict, and another server has questions enough
+            raise ScoringError("can't be asked the questions", str(error)) from error
         except ServerError as error:
             if await _is_alive(client):
-                return Failure(str(error))
+                return Failure(printable(str(error)))
             raise
         except (RequestError, ValueError) as error:  # asked again, the answer would be the same
-            return Failure(str(error))
+            return Failure(printable(str(error)))
         if self._cache is not None:
             self._cache.put(key, reading.first_wins)
         return reading.first_wins
@@ -181,7 +192,7 @@ class Judge:
 
 
 def _served_model(pool: Pool[HttpClient], model: str | None) -> str:
-    """The model that all servers serve. Those that don't answer are taken out. Raises ValueError."""
+    """The model that all servers serve. Those that don't answer are taken out. Raises ConfigError."""
     served: dict[str, list[str]] = {}
     problems = []
     for client in pool.clients:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ def ordered_pairs(texts: Sequence[str]) -> list[Pair]:
 
 
 def preference_matrix(num_responses: int, first_wins: Mapping[Pair, float]) -> np.ndarray:
-    """P_ij = (p_ij + 1 − p_ji) / 2, float64 [K, K], where p_ij = P(first wins) with i shown first and j second.
+    """P_ij = (p_ij + 1 − p_ji) / 2, float64 [K, K], with p_ij = P(first wins), i shown first and j second.
 
     A judge's leaning to one place cancels. A pair is ½ unless both of its orders are there; so is the diagonal.
     """
@@ -32,26 +33,20 @@ def preference_matrix(num_responses: int, first_wins: Mapping[Pair, float]) -> n
     return matrix
 
 
-def nothing_answered(metrics: Mapping[str, float]) -> bool:
-    """Whether pairs were asked about and every question failed.
-
-    metrics: a scorer's, over all ranks; one of preferences counts <its kind>_questions and <its kind>_failed.
-    """
-    asked = sum(count for name, count in metrics.items() if name.endswith("_questions"))
-    failed = sum(count for name, count in metrics.items() if name.endswith("_failed"))
-    return 0 < asked == failed
-
-
-def set_preference(group: Group, first_wins: Mapping[Pair, float], failures: Mapping[Pair, str]) -> None:
-    """Sets the group's preference; each response's reward becomes its win rate in the group, itself counted as ½.
+def with_preference(group: Group, first_wins: Mapping[Pair, float], failures: Mapping[Pair, str]) -> Group:
+    """The group with its preference; each response's reward is its win rate in the group, itself counted as ½.
 
     failures: why a pair has no answer. It is an error of both of its responses, and the pair a tie.
-    Raises ValueError where an answer is no probability.
+    Raises ValueError if an answer is no probability.
     """
-    group.preference = preference_matrix(len(group.responses), first_wins)
-    rates = win_rates(torch.from_numpy(group.preference)[None])[0].tolist() if group.responses else []
-    for place, (response, rate) in enumerate(zip(group.responses, rates, strict=True)):
-        errors = [
-            f"no preference between responses {i} and {j}: {why}" for (i, j), why in failures.items() if place in (i, j)
-        ]
-        response.reward, response.correct, response.error = rate, None, errors[0] if errors else None
+    preference = preference_matrix(len(group.responses), first_wins)
+    rates = win_rates(torch.from_numpy(preference)[None])[0].tolist() if group.responses else []
+    errors: dict[int, str] = {}
+    for (i, j), why in failures.items():
+        for place in (i, j):
+            errors.setdefault(place, f"no preference between responses {i} and {j}: {why}")
+    responses = [
+        replace(response, reward=rate, correct=None, error=errors.get(place))
+        for place, (response, rate) in enumerate(zip(group.responses, rates, strict=True))
+    ]
+    return Group(group.prompt, responses, preference)

@@ -1,115 +1,120 @@
-"""Scores responses one by one: each gets a reward, whatever the reward function does."""
+"""What a scorer is, and scoring spread over ranks: each group is scored on one, and every rank gets every score."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
-import numpy as np
+import torch.distributed as dist
 
-from sppo_megatron.config import RewardConfig
-from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.function import load_function
-from sppo_megatron.rewards.text import Decode, texts_of
-from sppo_megatron.rewards.verifiers import VERIFIERS, check_math_verify
-from sppo_megatron.rewards.worker import describe
-from sppo_megatron.rewards.worker_pool import Call, Outcome, WorkerPool
 from sppo_megatron.types import Group
 
-logger = logging.getLogger(__name__)
 
-KINDS = (*VERIFIERS, "function")
-ISOLATED_KINDS = ("math_verify", "function")  # code that may hang or die: runs in worker processes
+class Outcome(NamedTuple):
+    """What became of scoring one response; reward is None if it failed, and error says why."""
+
+    reward: float | None
+    correct: bool | None = None
+    error: str | None = None
 
 
-class RewardScorer:
-    """Use as a context manager, or call `close`.
+class ScoringError(RuntimeError):
+    """There are too few scores to train on. what: "answered none of the questions", why: the first failure."""
 
-    decode: token ids [length] int32 -> text without special tokens, for prompts and responses that carry no text.
-    Raises ConfigError on an unknown kind, a bad setting, or a function that can't be found; ImportError without
-    math-verify.
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"the reward {what}: {why}")
+        self.what, self.why = what, why
+
+
+class Scorer(Protocol):
+    """needs_answer: whether every prompt must have an answer.
+
+    gives_preferences: whether it compares responses; else it scores each by itself.
+    metrics: what the last call counted (totals: calls, tokens, seconds), by the names it is logged under. A scorer of
+    preferences counts <its kind>_questions and <its kind>_failed.
     """
 
-    gives_preferences = False
-
-    def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
-        _check(config)
-        self.config = config
-        self.decode = decode
-        self.metrics: dict[str, float] = {}
-        self._pool = WorkerPool(config) if config.kind in ISOLATED_KINDS else None
+    metrics: dict[str, float]
 
     @property
-    def needs_answer(self) -> bool:
-        """Whether every prompt must have an answer."""
-        return self.config.kind != "function"
+    def needs_answer(self) -> bool: ...
 
-    def score(self, groups: list[Group]) -> list[Group]:
-        """Sets reward, correct and error of every response in place, and returns the same groups.
+    @property
+    def gives_preferences(self) -> bool: ...
 
-        A response whose scoring raises, takes longer than timeout_s seconds, ends its process or gives no finite number
-        gets `config.default` as its reward and the reason as its error; one warning per call counts these. It isn't
-        correct, where the others' correctness is defined. Under several ranks each scores its own share.
-        Raises ConfigError where text is missing and there is no `decode`.
+    def score(self, groups: Sequence[Group]) -> list[Group]:
+        """New groups, in order, that have this scorer's rewards and nothing of an earlier scoring.
+
+        Raises ScoringError if it can't be asked at all.
         """
-        calls = [call for group in groups for call in self._calls(group)]
-        outcomes = self._pool.run(calls) if self._pool is not None else [self._call_inline(call) for call in calls]
-        correct_is_defined = self.needs_answer or any(correct is not None for _, correct, _ in outcomes)
-        responses = [response for group in groups for response in group.responses]
-        for response, (reward, correct, error) in zip(responses, outcomes, strict=True):
-            if reward is None:
-                reward, correct = self.config.default, False if correct_is_defined else None
-            response.reward, response.correct, response.error = reward, correct, error
-        self._report([error for _, _, error in outcomes if error is not None], len(calls))
-        return groups
+        ...
 
-    def close(self) -> None:
-        """Stops the worker processes."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def __enter__(self) -> RewardScorer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def _calls(self, group: Group) -> list[Call]:
-        prompt, texts = texts_of(group, self.decode)
-        return [(prompt, text, group.prompt.answer) for text in texts]
-
-    def _call_inline(self, call: Call) -> Outcome:
-        try:
-            score = VERIFIERS[self.config.kind](*call)
-        except Exception as error:
-            return None, None, describe(error)
-        return score.reward, score.correct, None
-
-    def _report(self, errors: list[str], num_responses: int) -> None:
-        if errors:
-            logger.warning(
-                "reward %s failed on %d of %d responses, which got the default %g; the first error: %s",
-                self.config.function or self.config.kind,
-                len(errors),
-                num_responses,
-                self.config.default,
-                errors[0],
-            )
+    def close(self) -> None: ...
 
 
-def _check(config: RewardConfig) -> None:
-    if config.kind not in KINDS:
-        raise ConfigError(f"reward.kind={config.kind!r} is not known; choose one of {', '.join(KINDS)}")
-    if config.num_workers < 1:
-        raise ConfigError(f"reward.num_workers must be at least 1, got {config.num_workers}")
-    if not config.timeout_s > 0:
-        raise ConfigError(f"reward.timeout_s must be above 0 seconds, got {config.timeout_s}")
-    if not np.isfinite(config.default):
-        raise ConfigError(f"reward.default must be a finite number, got {config.default}")
-    if config.kind == "function":
-        if not config.function:
-            raise ConfigError('reward.kind=function needs reward.function="module:name"')
-        load_function(config.function)
-    elif config.function:
-        raise ConfigError(f"reward.function is set, but reward.kind={config.kind}; set reward.kind=function")
-    if config.kind == "math_verify":
-        check_math_verify()
+def with_rewards(group: Group, outcomes: Sequence[Outcome], default: float = 0.0) -> Group:
+    """The group with a reward for each response, `default` for one whose scoring failed, and without a preference.
+
+    An old preference must not stand next to new rewards: they would be two answers to one question.
+    """
+    responses = [
+        replace(response, reward=default if reward is None else reward, correct=correct, error=error)
+        for response, (reward, correct, error) in zip(group.responses, outcomes, strict=True)
+    ]
+    return Group(group.prompt, responses)
+
+
+def score_over_ranks(
+    scorer: Scorer, groups: Sequence[Group], max_failed_share: float = 1.0, group: dist.ProcessGroup | None = None
+) -> list[Group]:
+    """New groups with their scores, of groups that every rank of `group` holds (the world if None).
+
+    Without a process group this rank is the only one. scorer.metrics are then the totals over the ranks.
+    Raises ScoringError, the same on every rank, if more than max_failed_share of the questions, or of the responses of
+    a scorer that asks none, failed.
+    """
+    is_spread = dist.is_initialized()
+    rank, size = (dist.get_rank(group), dist.get_world_size(group)) if is_spread else (0, 1)
+    failure: ScoringError | None = None
+    scored: list[Group] = []
+    try:
+        scored = scorer.score(groups[rank::size])
+    except ScoringError as error:
+        failure = error
+    scores = [(g.preference, [Outcome(r.reward, r.correct, r.error) for r in g.responses]) for g in scored]
+    mine = (scores, scorer.metrics, failure and (failure.what, failure.why))
+    shares: list = [mine]
+    if is_spread:
+        shares = [None] * size
+        dist.all_gather_object(shares, mine, group=group)
+    for _, _, failed in shares:
+        if failed is not None:
+            raise ScoringError(*failed)
+    scorer.metrics = total([metrics for _, metrics, _ in shares])
+    found = []
+    for place, unscored in enumerate(groups):
+        preference, outcomes = shares[place % size][0][place // size]
+        found.append(replace(with_rewards(unscored, outcomes), preference=preference))
+    _check_share(found, scorer.metrics, max_failed_share)
+    return found
+
+
+def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The sum under each name; a name that is missing somewhere counts 0 there."""
+    return {
+        name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for part in parts for n in part)
+    }
+
+
+def _check_share(groups: Sequence[Group], metrics: dict[str, float], max_failed_share: float) -> None:
+    errors = [response.error for group in groups for response in group.responses if response.error is not None]
+    asked = int(sum(count for name, count in metrics.items() if name.endswith("_questions")))
+    failed, what = int(sum(count for name, count in metrics.items() if name.endswith("_failed"))), "questions"
+    if not asked:
+        asked, failed, what = sum(len(group.responses) for group in groups), len(errors), "responses"
+    if failed <= max_failed_share * asked:
+        return
+    verb = "answered" if what == "questions" else "scored"
+    told = f"{verb} none of the {what}" if failed == asked else f"failed on {failed} of {asked} {what}"
+    raise ScoringError(told, errors[0])

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sppo_megatron.config import RewardModelConfig
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rewards.text import printable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Text = str | tuple[str, str]  # a pair is two segments
@@ -20,7 +21,7 @@ Text = str | tuple[str, str]  # a pair is two segments
 class SequenceClassifier:
     """tokenizer: the model's own.
 
-    Raises ConfigError where there is no such model, or it has no head with one output.
+    Raises ConfigError if there is no such model, or it has no head with one output.
     """
 
     def __init__(self, config: RewardModelConfig) -> None:
@@ -33,7 +34,7 @@ class SequenceClassifier:
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[Text], *, special_tokens: bool) -> list[float | None]:
-        """The model's output for each text, None where it is longer than max_length. Texts are batched by length.
+        """The model's output for each text, None if it is empty or longer than max_length. Texts are batched by length.
 
         special_tokens: whether the tokenizer adds them; a chat template has written them already.
         """
@@ -49,7 +50,7 @@ class SequenceClassifier:
         return found
 
     def _encode(self, text: Text, special_tokens: bool) -> dict[str, list[int]]:
-        segments = (text,) if isinstance(text, str) else text
+        segments = map(printable, (text,) if isinstance(text, str) else text)  # a tokenizer takes no lone surrogate
         return dict(self.tokenizer(*segments, add_special_tokens=special_tokens))
 
     def _run(self, batch: list[dict[str, list[int]]]) -> list[float]:

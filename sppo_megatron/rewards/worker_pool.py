@@ -6,18 +6,18 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
-from sppo_megatron.cluster.helper_processes import SpawnWithoutMain
+from sppo_megatron.cluster.helper_processes import SpawnSessions
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.rewards import worker
+from sppo_megatron.rewards.scorer import Outcome
 
 logger = logging.getLogger(__name__)
 
-Call = tuple[str, str, str | None]  # prompt, response, answer
-PairCall = tuple[str, str, str, str | None]  # prompt, first, second, answer
-Outcome = tuple[float | None, bool | None, str | None]  # reward, correct, error
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments by place, and by name
 
 START_TIMEOUT_S = 600.0  # the imports of a reward function on a busy node
 STALL_TIMEOUT_S = 120.0  # beyond a call's own timeout: a worker's restart
@@ -30,7 +30,7 @@ class WorkerPool:
         self.config = config
         self._pool: ProcessPool | None = None
 
-    def run(self, calls: Sequence[Call | PairCall]) -> list[Outcome]:
+    def run(self, calls: Sequence[Call]) -> list[Outcome]:
         """The outcome of every call, in order. Raises RuntimeError only if no worker can be started at all."""
         outcomes: list[Outcome | None] = [None] * len(calls)
         pending = list(range(len(calls)))
@@ -41,7 +41,7 @@ class WorkerPool:
             alone, pending = pending[: self.config.num_workers], pending[self.config.num_workers :]
             for place in alone:
                 if self._run_together([place], calls, outcomes):
-                    outcomes[place] = (None, None, "the worker process died")
+                    outcomes[place] = Outcome(None, None, "the worker process died")
         return [outcome for outcome in outcomes if outcome is not None]
 
     def close(self) -> None:
@@ -51,9 +51,7 @@ class WorkerPool:
             self._pool.join()
             self._pool = None
 
-    def _run_together(
-        self, places: list[int], calls: Sequence[Call | PairCall], outcomes: list[Outcome | None]
-    ) -> list[int]:
+    def _run_together(self, places: list[int], calls: Sequence[Call], outcomes: list[Outcome | None]) -> list[int]:
         """Fills in the outcomes of these calls; returns those still without one because the pool broke."""
         pool = self._started()
         try:
@@ -76,19 +74,19 @@ class WorkerPool:
         timeout_s = self.config.timeout_s
         try:
             # Calls run in order, so when this one is waited for, it runs or is the next to run.
-            return future.result(timeout=timeout_s + STALL_TIMEOUT_S)
+            return Outcome(*future.result(timeout=timeout_s + STALL_TIMEOUT_S))
         except TimeoutError as error:
             if not future.done():
                 raise BrokenProcessPool("the worker pool stalls") from error
-            return None, None, f"no result within reward.timeout_s={timeout_s:g} seconds"
+            return Outcome(None, None, f"no result within reward.timeout_s={timeout_s:g} seconds")
         except ProcessExpired as error:
-            return None, None, f"the worker process died (exit code {error.exitcode})"
+            return Outcome(None, None, f"the worker process died (exit code {error.exitcode})")
 
     def _started(self) -> ProcessPool:
         if self._pool is None:
             self._pool = ProcessPool(
                 max_workers=self.config.num_workers,
-                context=SpawnWithoutMain(),
+                context=SpawnSessions(),
                 initializer=worker.start,
                 initargs=(self.config.kind, self.config.function),
             )

@@ -12,7 +12,7 @@ import numpy as np
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective import wilson_interval
-from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.rewards.scorer import Scorer, score_over_ranks
 from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.types import Group, Prompt
 
@@ -46,11 +46,11 @@ class Evaluator:
         """
         groups = self.collector.collect(self.prompts, 0)
         if not self.scorer.gives_preferences:
-            score_over_ranks(self.scorer, groups)
+            groups = score_over_ranks(self.scorer, groups)
         self._leave_out_unlike(groups)
-        rates = self._win_rates(groups)
+        rates, errors = self._win_rates(groups)
         if self.scorer.gives_preferences:
-            _set_rewards(groups, rates.get("initial"))
+            groups = _with_win_rates(groups, rates.get("initial"), errors)
         if self.folder is not None:
             write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
         self.previous = groups
@@ -85,30 +85,33 @@ class Evaluator:
                 logger.warning("eval.num_samples_per_prompt changed: no win rate against the %s answers", name)
                 setattr(self, name, None)
 
-    def _win_rates(self, groups: list[Group]) -> dict[str, np.ndarray]:
-        """P(current answer beats the other one) [prompts, samples] against each policy that is known."""
-        rates: dict[str, np.ndarray] = {}
-        if self.initial is not None:
-            rates["initial"] = self._against(self.initial, groups)
-        if self.previous is not None:
-            same = self.previous is self.initial
-            rates["previous"] = rates["initial"] if same else self._against(self.previous, groups)
-        return rates
+    def _win_rates(self, groups: list[Group]) -> tuple[dict[str, np.ndarray], list[str | None]]:
+        """P(current answer beats the other one) [prompts, samples] against each policy that is known.
 
-    def _against(self, opponents: Sequence[Group], groups: Sequence[Group]) -> np.ndarray:
+        Then, for each answer in order, why a comparison of it failed, None if none did.
+        """
+        rates: dict[str, np.ndarray] = {}
+        errors: list[str | None] = [None for group in groups for _ in group.responses]
+        if self.initial is not None:
+            rates["initial"], errors = self._against(self.initial, groups)
+        if self.previous is self.initial is not None:
+            rates["previous"] = rates["initial"]
+        elif self.previous is not None:
+            rates["previous"], others = self._against(self.previous, groups)
+            errors = [first or second for first, second in zip(errors, others, strict=True)]
+        return rates, errors
+
+    def _against(self, opponents: Sequence[Group], groups: Sequence[Group]) -> tuple[np.ndarray, list[str | None]]:
         if not self.scorer.gives_preferences:
-            return 0.5 + 0.5 * np.sign(_rewards(groups) - _rewards(opponents))
+            return 0.5 + 0.5 * np.sign(_rewards(groups) - _rewards(opponents)), [None] * sum(_counts(groups))
         duels = [
-            Group(group.prompt, [replace(mine), replace(other)])
+            Group(group.prompt, [mine, other])
             for group, opponent in zip(groups, opponents, strict=True)
             for mine, other in zip(group.responses, opponent.responses, strict=True)
         ]
-        score_over_ranks(self.scorer, duels)
-        answers = [response for group in groups for response in group.responses]
-        for answer, duel in zip(answers, duels, strict=True):
-            answer.error = answer.error or duel.responses[0].error
+        duels = score_over_ranks(self.scorer, duels)
         wins = [0.5 if duel.preference is None else float(duel.preference[0, 1]) for duel in duels]
-        return np.array(wins).reshape(len(groups), -1)
+        return np.array(wins).reshape(len(groups), -1), [duel.responses[0].error for duel in duels]
 
 
 def judged_by(metrics: dict[str, float], keep_best: str | None) -> float | None:
@@ -148,10 +151,23 @@ def _with_interval(name: str, rates: np.ndarray) -> dict[str, float]:
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _set_rewards(groups: Sequence[Group], rates: np.ndarray | None) -> None:
-    for place, group in enumerate(groups):
-        for number, response in enumerate(group.responses):
-            response.reward = 0.5 if rates is None else float(rates[place, number])
+def _with_win_rates(groups: Sequence[Group], rates: np.ndarray | None, errors: Sequence[str | None]) -> list[Group]:
+    """New groups whose rewards are the win rates [prompts, samples], 0.5 without any. errors: one for each answer."""
+    of_answers = iter(errors)
+    return [
+        Group(
+            group.prompt,
+            [
+                replace(
+                    response,
+                    reward=0.5 if rates is None else float(rates[place, number]),
+                    error=next(of_answers),
+                )
+                for number, response in enumerate(group.responses)
+            ],
+        )
+        for place, group in enumerate(groups)
+    ]
 
 
 def _rewards(groups: Sequence[Group]) -> np.ndarray:

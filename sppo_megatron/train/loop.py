@@ -21,8 +21,7 @@ from sppo_megatron.engines.base import Engine
 from sppo_megatron.engines.probe import WeightProbe
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective.base import Objective
-from sppo_megatron.rewards.preference import nothing_answered
-from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.rewards.scorer import Scorer, ScoringError, score_over_ranks
 from sppo_megatron.rollout.source import GroupSource, SourceState
 from sppo_megatron.tracking.console import ProgressDisplay
 from sppo_megatron.tracking.tracker import Tracker
@@ -134,9 +133,10 @@ class Trainer:
         groups = self.rollouts.next(self.state.iteration)
         generated = time.perf_counter()
         if self.scorer is not None:
-            groups = score_over_ranks(self.scorer, groups)
-            if nothing_answered(self.scorer.metrics):
-                self._stop_unanswered(groups, before)
+            try:
+                groups = score_over_ranks(self.scorer, groups, self.config.reward.max_failed_share)
+            except ScoringError as error:
+                self._stop_unscored(before, error)
             self.state.iteration_metrics |= self.scorer.metrics
         scored = time.perf_counter()
         sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
@@ -209,7 +209,15 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         if self.evaluator is None:
             return {}
-        metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
+        try:
+            metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
+        except ScoringError as error:
+            self._save(None)
+            self.checkpointer.finalize()
+            raise TrainingError(
+                f"the reward {error.what} of the evaluation after iteration {self.state.iteration}: {error.why}; mend "
+                "the reward and continue with checkpoint.load=latest, which trains on without this evaluation"
+            ) from error
         self.tracker.log({"eval_step": self.state.step, "eval_iteration": self.state.iteration, **metrics})
         value = judged_by(metrics, self.config.checkpoint.keep_best)
         if value is not None and (self.state.best_value is None or value > self.state.best_value):
@@ -244,19 +252,19 @@ class Trainer:
             self.checkpointer.finalize()
             raise Preempted(self.state.step)
 
-    def _stop_unanswered(self, groups: list[Group], before: SourceState) -> NoReturn:
-        """Ties alone would be trained on in silence. Saves the run as it was before these groups.
+    def _stop_unscored(self, before: SourceState, error: ScoringError) -> NoReturn:
+        """Defaults and ties would be trained on in silence. Saves the run as it was before these groups.
 
         Groups that were generated ahead are saved again as such; others are generated again, the same.
         """
         self.rollouts.load_state(before)
         self._save(None)
         self.checkpointer.finalize()
-        why = next(response.error for group in groups for response in group.responses if response.error is not None)
         raise TrainingError(
-            f"the reward answered none of the questions of iteration {self.state.iteration}, so there is nothing to "
-            f"learn from: {why}; mend the reward and continue with checkpoint.load=latest, which begins there"
-        )
+            f"the reward {error.what} of iteration {self.state.iteration}, so there is too little to learn from "
+            f"(reward.max_failed_share={self.config.reward.max_failed_share:g}): {error.why}; mend the reward and "
+            "continue with checkpoint.load=latest, which begins there"
+        ) from error
 
     def _resume(self) -> Iteration | None:
         """Takes up a checkpoint; inside an iteration, with its rollouts and its frozen π_t."""

@@ -14,7 +14,7 @@ from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import JudgeConfig
 from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.judge import Judge
-from sppo_megatron.rewards.template import JUDGE_TEMPLATE
+from sppo_megatron.rewards.text import JUDGE_TEMPLATE
 from sppo_megatron.types import Group, Prompt, Response
 from tests.installed import needs_vllm
 from tests.integration.tiny_judge import JudgeServer, conversation, make_tokenizer, save_judge

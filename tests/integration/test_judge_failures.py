@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sppo_megatron.rewards.preference import ordered_pairs
-from sppo_megatron.rewards.template import JUDGE_TEMPLATE, render
+from sppo_megatron.rewards.text import JUDGE_TEMPLATE, render
 from tests.forked import processes
 from tests.installed import needs_vllm
 from tests.integration import tiny_task
@@ -69,7 +69,7 @@ def test_failures_are_ties_and_counted(task: Path, servers: list[JudgeServer], t
     """500s, garbage, hangs, and one server killed amid the questions: the other one answers them."""
     alive = FaultyProxy(servers[0].url, 2 * TIMEOUT_S)
     killed = FaultyProxy(servers[1].url, 2 * TIMEOUT_S, lambda count: servers[1].kill() if count == KILLED_AT else None)
-    changes = JUDGE | {"reward.judge.urls": f"[{alive.url},{killed.url}]"}
+    changes = JUDGE | {"reward.judge.urls": f"[{alive.url},{killed.url}]", "reward.max_failed_share": 0.9}
     done = tiny_task.run(tiny_task.overrides(task, tmp_path / "run", **changes), timeout=400)
     alive.close(), killed.close()
     assert done.returncode == 0, done.stderr[-4000:]

@@ -42,6 +42,7 @@ def test_a_reward_that_misbehaves(tmp_path: Path) -> None:
         "reward.function": "my_reward:score",
         "reward.timeout_s": 0.5,
         "reward.default": -0.25,
+        "reward.max_failed_share": 1.0,
         "train.iterations": 1,
     }
     done = tiny_task.run(tiny_task.overrides(task, tmp_path / "run", **changes), ranks=2, cwd=tmp_path)

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sppo_megatron.cluster.http_client import HttpClient
-from sppo_megatron.rewards.template import JUDGE_TEMPLATE
+from sppo_megatron.rewards.text import JUDGE_TEMPLATE
 
 CHAT_TEMPLATE = "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}<judge>"
 SPECIAL = ["<pad>", "<end>", "<user>", "<judge>"]

@@ -21,12 +21,12 @@ from sppo_megatron.data.rollout_file import iterate_groups
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder
 from sppo_megatron.rewards.build import build_scorer
-from sppo_megatron.rewards.share import Scorer, score_over_ranks
+from sppo_megatron.rewards.scorer import Scorer, ScoringError, score_over_ranks
 from sppo_megatron.rewards.text import Decode
 from sppo_megatron.types import Group
 
 # Where and how it is asked, which may be another way after a kill.
-_NOT_OF_THE_REWARD = ("timeout_s", "num_workers")
+_NOT_OF_THE_REWARD = ("timeout_s", "num_workers", "max_failed_share")
 _NOT_OF_THE_JUDGE = ("urls", "api_key_env", "concurrency", "timeout_s", "retries", "backoff_s", "cache_path")
 
 
@@ -34,10 +34,10 @@ def score_file(config: Config, source: Path, output: Output, batch_size: int, sh
     """Every group of `source` as config.reward scores it, in file order.
 
     Under torchrun the ranks share each batch; alone there is no process group. batch_size: groups scored and written
-    together. model.hf_path's tokenizer is read where there is a path, for groups without texts.
+    together. model.hf_path's tokenizer is read if there is a path, for groups without texts.
 
-    Raises ConfigError, the same on every rank, for what can't be read or scored, and TrainingError where nothing of a
-    batch could be scored.
+    Raises ConfigError, the same on every rank, for what can't be read or scored, and TrainingError if too
+    little of a batch could be scored.
     """
     with _process_group():
         decode = agreed(lambda: _decoder(config.model.hf_path))
@@ -51,7 +51,7 @@ def score_file(config: Config, source: Path, output: Output, batch_size: int, sh
             reader = _Reader(source, first, first + batches.num_items)
 
             def score(batch: int) -> tuple[list[Group], dict[str, float]]:
-                groups = _score(scorer, reader.read(batches.items(batch)))
+                groups = _score(scorer, reader.read(batches.items(batch)), config.reward.max_failed_share)
                 rewards = [float(response.reward or 0.0) for group in groups for response in group.responses]
                 return groups, {"reward_mean": sum(rewards) / max(1, len(rewards))}
 
@@ -80,18 +80,14 @@ def _path_digest(path: str | None) -> str | None:
     return model_digest(Path(path)) if Path(path).is_dir() else file_digest(path)
 
 
-def _score(scorer: Scorer, groups: list[Group]) -> list[Group]:
-    for group in groups:
-        group.preference = None  # of an earlier scoring
-    groups = score_over_ranks(scorer, groups) if dist.is_initialized() else scorer.score(groups)
-    responses = [response for group in groups for response in group.responses]
-    errors = [response.error for response in responses if response.error is not None]
-    if len(groups) > 1 and responses and len(errors) == len(responses):
+def _score(scorer: Scorer, groups: list[Group], max_failed_share: float) -> list[Group]:
+    try:
+        return score_over_ranks(scorer, groups, max_failed_share)
+    except ScoringError as error:
         raise TrainingError(
-            f"none of the {len(responses)} responses of a batch could be scored ({errors[0]}). Finished batches are "
-            "kept: mend it and give the same command again"
-        )
-    return groups
+            f"the reward {error.what} of a batch (reward.max_failed_share={max_failed_share:g}): {error.why}. Finished "
+            "batches are kept: mend it and give the same command again"
+        ) from error
 
 
 class _Reader:

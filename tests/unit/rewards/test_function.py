@@ -18,7 +18,7 @@ def in_folder(tmp_path, monkeypatch):
     """A current directory with a module in it, forgotten afterwards."""
     (tmp_path / "own_rewards.py").write_text(
         "def good(prompt, response, answer): return 1.0\n"
-        "def two(prompt, response): return 1.0\n"
+        "def two(one, other): return 1.0\n"
         "class Judge:\n    @staticmethod\n    def score(prompt, response, answer): return 2.0\n"
         "LIMIT = 3\n"
     )
@@ -31,8 +31,8 @@ def in_folder(tmp_path, monkeypatch):
 
 
 def test_found_in_the_current_directory(in_folder):
-    assert load_function("own_rewards:good")("p", "r", None) == 1.0
-    assert load_function("own_rewards:Judge.score")("p", "r", None) == 2.0
+    assert load_function("own_rewards:good").function("p", "r", None) == 1.0
+    assert load_function("own_rewards:Judge.score").function("p", "r", None) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,40 @@ def test_what_is_wrong_is_said_with_a_fix(in_folder, path, message):
         load_function(path)
 
 
+PROMPT = ("messages", "extra", "source", "group")
+RESPONSE = ("token_ids", "loss_mask", "finish_reason")
+
+
+@pytest.mark.parametrize(
+    ("signature", "num_positional", "names"),
+    [
+        ("prompt, response, answer", 0, ("prompt", "response", "answer")),
+        ("answer, response", 0, ("answer", "response")),
+        ("extra, response, *, source=None", 0, ("extra", "response", "source")),
+        ("response, weight=1.0", 0, ("response",)),
+        ("p, r, a", 3, ()),
+        ("p, r, a=None", 3, ()),
+        ("p, r, a, extra=None", 3, ("extra",)),
+        ("p, r, a, *, token_ids", 3, ("token_ids",)),
+        ("p, r, a, /", 3, ()),
+        ("*texts", 3, ()),
+        ("response, **rest", 0, ("prompt", "response", "answer", *PROMPT, *RESPONSE)),
+        ("prompt, text, answer", 3, ()),
+    ],
+)
+def test_a_function_is_given_what_its_signature_asks_for(in_folder, signature, num_positional, names):
+    (in_folder / "own_rewards.py").write_text(f"def f({signature}): return 1.0")
+    function = load_function("own_rewards:f")
+    assert (function.num_positional, function.names) == (num_positional, names)
+    assert function(["text"] * num_positional, dict.fromkeys(names)) == 1.0
+
+
+def test_what_it_asks_for_may_not_be_there(in_folder):
+    (in_folder / "own_rewards.py").write_text("def f(response, tests): return 1.0")
+    with pytest.raises(ValueError, match=r"called as f\(prompt, response, answer\).*by name.*messages, extra, source"):
+        load_function("own_rewards:f")
+
+
 def test_arguments_of_a_pair(in_folder):
     with pytest.raises(ValueError, match=r"called as f\(prompt, first, second, answer\)"):
         load_function("own_rewards:good", PAIR_ARGUMENTS)
@@ -60,7 +94,10 @@ def test_arguments_of_a_pair(in_folder):
 
 def test_a_console_script_finds_it_too(in_folder):
     """sys.path of a console script doesn't hold the current directory; `python -P` leaves it out likewise."""
-    code = "from sppo_megatron.rewards.function import load_function; print(load_function('own_rewards:good')(1, 2, 3))"
+    code = (
+        "from sppo_megatron.rewards.function import load_function\n"
+        "print(load_function('own_rewards:good').function(1, 2, 3))"
+    )
     root = os.path.dirname(os.path.dirname(sys.modules["sppo_megatron"].__file__))
     result = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root}

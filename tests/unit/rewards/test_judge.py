@@ -59,8 +59,7 @@ def expected_preference(names):
 
 def test_both_orders_are_asked_and_averaged(serve):
     judge, [endpoint] = serve(opinion)
-    group = make_group("good", "fair", "poor")
-    assert judge.score([group]) == [group]
+    [group] = judge.score([make_group("good", "fair", "poor")])
     np.testing.assert_allclose(group.preference, expected_preference(["good", "fair", "poor"]), atol=1e-12)
     asked = sorted(body["messages"][0]["content"] for body in endpoint.requests)
     assert asked == sorted(f"p|{a}|{b}" for a in STRENGTH for b in STRENGTH if a != b)
@@ -73,10 +72,18 @@ def test_both_orders_are_asked_and_averaged(serve):
     assert judge.metrics["judge_seconds"] > 0
 
 
+def test_a_conversation_is_shown_as_one_and_never_as_the_policy_is_fed(serve):
+    judge, [endpoint] = serve(opinion)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    prompt = Prompt(0, IDS, "<|im_start|>system", messages=messages)
+    judge.score([Group(prompt, [Response(IDS, "good"), Response(IDS, "poor")])])
+    asked = {body["messages"][0]["content"] for body in endpoint.requests}
+    assert asked == {f"[system]\nBe brief.\n\n[user]\nHi|{pair}" for pair in ("good|poor", "poor|good")}
+
+
 def test_letters_where_the_endpoint_gives_no_log_probs(serve):
     judge, _ = serve(lambda endpoint, message: completion({"x": "A", "y": "B", "z": "tie"}[message.split("|")[1]]))
-    group = make_group("x", "y", "z")
-    judge.score([group])
+    [group] = judge.score([make_group("x", "y", "z")])
     # x first wins, y first loses, z first ties: x over y in both orders, x over z in one and a tie in the other
     np.testing.assert_array_equal(group.preference, [[0.5, 1.0, 0.75], [0.0, 0.5, 0.25], [0.25, 0.75, 0.5]])
 
@@ -84,7 +91,7 @@ def test_letters_where_the_endpoint_gives_no_log_probs(serve):
 def test_equal_responses_tie_and_equal_questions_are_asked_once(serve):
     judge, [endpoint] = serve(opinion)
     groups = [make_group("good", "poor", "good"), make_group("poor", "good"), make_group("fair")]
-    judge.score(groups)
+    groups = judge.score(groups)
     assert len(endpoint.requests) == 2
     p = expected_preference(["good", "poor"])[0][1]
     np.testing.assert_allclose(groups[0].preference, [[0.5, p, 0.5], [1 - p, 0.5, 1 - p], [0.5, p, 0.5]])
@@ -166,7 +173,7 @@ def test_a_lost_server_costs_no_answer(serve, caplog):
     lost.close()
     groups = [make_group("good", "fair", "poor", prompt=str(i)) for i in range(5)]
     with caplog.at_level(logging.WARNING):
-        judge.score(groups)
+        groups = judge.score(groups)
     for group in groups:
         np.testing.assert_allclose(group.preference, expected_preference(list(STRENGTH)), atol=1e-12)
         assert [response.error for response in group.responses] == [None] * 3

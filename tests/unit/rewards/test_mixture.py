@@ -26,8 +26,7 @@ def make_mixture(*entries, **settings):
 def test_rewards_are_added_with_their_weights():
     mixture = make_mixture({"kind": "exact_match", "weight": 1.0}, {"kind": "character_share", "weight": 0.2})
     assert mixture.needs_answer
-    group = make_group("1284", "1200", "x")
-    assert mixture.score([group]) == [group]
+    [group] = mixture.score([make_group("1284", "1200", "x")])
     assert [r.reward for r in group.responses] == pytest.approx([1.2, 0.1, 0.0])
     assert [(r.correct, r.error) for r in group.responses] == [(True, None), (False, None), (False, None)]
     assert mixture.metrics == pytest.approx({"reward_exact_match_sum": 1.0, "reward_character_share_sum": 1.5})
@@ -36,8 +35,7 @@ def test_rewards_are_added_with_their_weights():
 
 def test_correctness_is_that_of_the_first_which_defines_it_so_a_length_reward_can_follow():
     mixture = make_mixture({"kind": "character_share", "weight": -0.5}, {"kind": "numeric", "weight": 2})
-    group = make_group("answer 1284", "1284", "no")
-    mixture.score([group])
+    [group] = mixture.score([make_group("answer 1284", "1284", "no")])
     assert [r.correct for r in group.responses] == [False, True, False]
     assert [r.reward for r in group.responses] == pytest.approx([2.0, 1.5, 0.0])
     targets = build_targets([group], Sppo(length_reward_weight=1.0))
@@ -54,9 +52,8 @@ def test_a_component_that_fails_adds_its_default_and_says_so(tmp_path, monkeypat
         default=-1.0,
         num_workers=1,
     )
-    group = make_group("1284")
     try:
-        mixture.score([group])
+        [group] = mixture.score([make_group("1284")])
     finally:
         mixture.close()
         sys.modules.pop("mixed_rewards", None)

@@ -10,7 +10,7 @@ from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.objective.win_rate import check_preference
-from sppo_megatron.rewards.preference import nothing_answered, ordered_pairs, preference_matrix, set_preference
+from sppo_megatron.rewards.preference import ordered_pairs, preference_matrix, with_preference
 from sppo_megatron.types import Group, Prompt, Response
 
 IDS = np.array([1], dtype=np.int32)
@@ -30,20 +30,6 @@ def test_orders_are_averaged_and_half_a_pair_is_a_tie():
     np.testing.assert_allclose(matrix, [[0.5, 0.8, 0.5], [0.2, 0.5, 0.5], [0.5, 0.5, 0.5]], atol=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("metrics", "expected"),
-    [
-        ({"judge_questions": 6.0, "judge_failed": 6.0, "judge_requests": 12.0}, True),
-        ({"judge_questions": 6.0, "judge_failed": 5.0}, False),
-        ({"judge_questions": 0.0, "judge_failed": 0.0}, False),
-        ({"pairwise_model_questions": 2.0, "pairwise_model_failed": 2.0}, True),
-        ({}, False),
-    ],
-)
-def test_nothing_answered(metrics, expected):
-    assert nothing_answered(metrics) is expected
-
-
 def test_any_answers_make_a_preference():
     """Whatever a judge says in [0, 1], the matrix is complementary in floating point, too."""
     random = np.random.default_rng(0)
@@ -58,7 +44,7 @@ def test_any_answers_make_a_preference():
 @pytest.mark.parametrize("wrong", [1.5, -0.1, float("nan")])
 def test_what_is_no_probability_is_refused(wrong):
     with pytest.raises(ValueError, match="preference"):
-        set_preference(make_group(2), {(0, 1): wrong, (1, 0): wrong - 2.0}, {})
+        with_preference(make_group(2), {(0, 1): wrong, (1, 0): wrong - 2.0}, {})
 
 
 def test_rock_paper_scissors_goes_through_the_file_to_the_targets(tmp_path):
@@ -68,8 +54,7 @@ def test_rock_paper_scissors_goes_through_the_file_to_the_targets(tmp_path):
         first_wins |= {(winner, loser): 1.0, (loser, winner): 0.2}  # averaged: 0.9
     for winner in (0, 1):
         first_wins |= {(winner, 3): 0.75, (3, winner): 0.25}
-    group = make_group(4)
-    set_preference(group, first_wins, {(2, 3): "lost", (3, 2): "lost"})
+    group = with_preference(make_group(4), first_wins, {(2, 3): "lost", (3, 2): "lost"})
     write_groups(tmp_path / "groups.jsonl", [group])
     [group] = read_groups(tmp_path / "groups.jsonl")
     expected = [[0.5, 0.9, 0.1, 0.75], [0.1, 0.5, 0.9, 0.75], [0.9, 0.1, 0.5, 0.5], [0.25, 0.25, 0.5, 0.5]]

@@ -49,6 +49,26 @@ def test_a_decoder(tmp_path, chat_template, pad_token):
     assert all((r.correct, r.error) == (None, None) for group in groups for r in group.responses)
 
 
+def test_messages_are_rendered_by_the_models_own_template(tmp_path):
+    folder = save_decoder(tmp_path, chat_template=True, pad_token=False)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    messages = [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}, {"role": "user"}]
+    prompt = Prompt(0, IDS, "<|im_start|>the policy's rendering<|im_end|>", messages=messages)
+    config = RewardModelConfig(path=str(folder), dtype="fp32")
+    scorer = build_scorer(RewardConfig(kind="reward_model", model=config))
+    [group] = scorer.score([Group(prompt, [Response(IDS, "ok")])])
+    expected = plain_logit(model, ids_of("<user>2+2=<end><assistant>4<end><user><end><assistant>ok<end>"))
+    assert group.responses[0].reward == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_lone_surrogate_costs_no_run(tmp_path):
+    folder = save_decoder(tmp_path, chat_template=True, pad_token=False)
+    config = RewardModelConfig(path=str(folder), dtype="fp32")
+    scorer = build_scorer(RewardConfig(kind="reward_model", model=config))
+    [group] = scorer.score([Group(Prompt(0, IDS, "smile"), [Response(IDS, "\ud83d"), Response(IDS, "ok")])])
+    assert group.responses[1].error is None
+
+
 def test_an_encoder_sees_two_segments(tmp_path):
     folder = save_encoder(tmp_path)
     model = BertForSequenceClassification.from_pretrained(folder).eval()

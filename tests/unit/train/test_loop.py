@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from sppo_megatron.config import Config
 from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.errors import TrainingError
+from sppo_megatron.rewards.scorer import ScoringError
 from sppo_megatron.rollout.ahead import GroupsAhead
 from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.rollout.source import SampledGroups, SourceState
@@ -64,9 +64,8 @@ def test_the_groups_without_a_score_are_not_lost(tmp_path: Path, works_ahead: bo
     source.next(1)
     before = source.state()
     groups = source.next(2)
-    unscored = [replace(g, responses=[replace(r, error="no answer") for r in g.responses]) for g in groups]
     with pytest.raises(TrainingError, match=r"none of the questions of iteration 2, .*: no answer; .*load=latest"):
-        trainer._stop_unanswered(unscored, before)
+        trainer._stop_unscored(before, ScoringError("answered none of the questions", "no answer"))
 
     state = TrainerState.read(tmp_path)
     assert (state.step, state.iteration, state.has_rollouts) == (5, 2, False)
