@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,16 +22,17 @@ def make_group(*texts: str, answer: str | None = "7", preference=None) -> Group:
     return Group(Prompt(0, IDS, "3 + 4", answer), [Response(IDS, text, reward=0.5) for text in texts], preference)
 
 
-def refuses_x(prompt: str, first: str, second: str, answer: str | None) -> float:
+OPINIONS = """
+def of_two(prompt, first, second, answer):
     if "x" in (first, second):
         raise RuntimeError("no opinion")
     return 1.0
 
-
-def refuses_an_x(prompt: str, response: str, answer: str | None) -> float:
+def of_one(prompt, response, answer):
     if response == "x":
         raise RuntimeError("no opinion")
     return 1.0
+"""
 
 
 def test_scalar_rewards_leave_no_old_preference():
@@ -62,14 +64,19 @@ def test_preferences_leave_no_old_rewards():
     ("kind", "function", "groups", "what"),
     [
         # 2 of 6 questions: x against y in both orders; a group of equal texts asks nothing
-        ("pairwise_function", "refuses_x", [("a", "b"), ("c", "d"), ("x", "y")], "failed on 2 of 6 questions"),
-        ("pairwise_function", "refuses_x", [("x", "y"), ("z", "z")], "answered none of the questions"),
-        ("function", "refuses_an_x", [("a", "b", "x")], "failed on 1 of 3 responses"),
-        ("function", "refuses_an_x", [("x", "x")], "scored none of the responses"),
+        ("pairwise_function", "of_two", [("a", "b"), ("c", "d"), ("x", "y")], "failed on 2 of 6 questions"),
+        ("pairwise_function", "of_two", [("x", "y"), ("z", "z")], "answered none of the questions"),
+        ("function", "of_one", [("a", "b", "x")], "failed on 1 of 3 responses"),
+        ("function", "of_one", [("x", "x")], "scored none of the responses"),
     ],
 )
-def test_too_many_failures_end_it(kind: str, function: str, groups: Sequence[Sequence[str]], what: str):
-    config = RewardConfig(kind=kind, function=f"tests.unit.rewards.test_scorer:{function}", num_workers=1)
+def test_too_many_failures_end_it(
+    tmp_path, monkeypatch, kind: str, function: str, groups: Sequence[Sequence[str]], what: str
+):
+    (tmp_path / "opinions.py").write_text(OPINIONS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("opinions", None)
+    config = RewardConfig(kind=kind, function=f"opinions:{function}", num_workers=1)
     scorer = build_scorer(config)
     texts = [make_group(*texts) for texts in groups]
     try:
