@@ -1,4 +1,4 @@
-"""Where nothing was scored, the checkpoint holds the iteration as one whose groups are still to be scored."""
+"""The loop around a policy and an engine without a model: a resume from every moment is the run never interrupted."""
 
 from __future__ import annotations
 
@@ -6,51 +6,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
-from sppo_megatron.config import Config
 from sppo_megatron.data.prompt_stream import PromptStream
+from sppo_megatron.data.rollout_file import read_groups
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.rewards.scorer import ScoringError
 from sppo_megatron.rollout.ahead import GroupsAhead
 from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.rollout.source import SampledGroups, SourceState
 from sppo_megatron.train.loop import Trainer
+from sppo_megatron.train.preemption import Preempted
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group, Prompt, SamplingParams
 from tests.unit.rollout.fakes import CountingEngine
+from tests.unit.train.fakes import make_trainer
 
 PROMPTS = [Prompt(index, np.array([index], np.int32), f"p{index}") for index in range(12)]
 PER_ITERATION = 3
-
-
-class Checkpoints:
-    """Writes what the trainer gives it for the host."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def save(self, step: int, write_host_state, best: int = 0) -> None:
-        write_host_state(self.folder)
-
-    def finalize(self) -> None: ...
 
 
 def make_source(works_ahead: bool) -> SampledGroups | GroupsAhead:
     collector = Collector(CountingEngine(), SamplingParams(2), num_samples=1, seed=0)
     sampled = SampledGroups(collector, PromptStream(PROMPTS, PER_ITERATION, seed=1))
     return GroupsAhead(sampled, iterations=100) if works_ahead else sampled
-
-
-def make_trainer(folder: Path, rollouts: SampledGroups | GroupsAhead) -> Trainer:
-    parts = dict.fromkeys(("policy", "engine", "scorer", "evaluator", "tracker", "display", "is_main"))
-    return Trainer(
-        **parts,
-        config=Config(),
-        rollouts=rollouts,
-        checkpointer=Checkpoints(folder),
-        rollout_folder=folder,
-        state=TrainerState(step=5, iteration=2),
-    )
 
 
 def tokens(groups: list[Group]) -> list[tuple[str | None, list[list[int]]]]:
@@ -60,18 +39,80 @@ def tokens(groups: list[Group]) -> list[tuple[str | None, list[list[int]]]]:
 @pytest.mark.parametrize("works_ahead", [False, True])
 def test_the_groups_without_a_score_are_not_lost(tmp_path: Path, works_ahead: bool) -> None:
     source = make_source(works_ahead)
-    trainer = make_trainer(tmp_path, source)
+    trainer = make_trainer(tmp_path, ahead=works_ahead)
+    trainer.rollouts, trainer.state = source, TrainerState(step=5, iteration=2)
+    folder = tmp_path / "checkpoints" / "step_5"
     source.next(1)
     before = source.state()
     groups = source.next(2)
     with pytest.raises(TrainingError, match=r"none of the questions of iteration 2, .*: no answer; .*load=latest"):
         trainer._stop_unscored(before, ScoringError("answered none of the questions", "no answer"))
 
-    state = TrainerState.read(tmp_path)
+    state = TrainerState.read(folder)
     assert (state.step, state.iteration, state.has_rollouts) == (5, 2, False)
-    assert (SourceState.read(tmp_path).ahead is not None) is works_ahead
+    assert (SourceState.read(folder).ahead is not None) is works_ahead
     resumed = make_source(works_ahead)
-    resumed.load_state(SourceState.read(tmp_path))
+    resumed.load_state(SourceState.read(folder))
     assert tokens(resumed.next(2)) == tokens(groups)
     uninterrupted = make_source(works_ahead)
     assert tokens(resumed.next(3)) == [tokens(uninterrupted.next(i)) for i in (1, 2, 3)][-1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    yield
+    dist.destroy_process_group()
+
+
+def run(trainer: Trainer) -> tuple[str, list[dict[str, float]]]:
+    trainer.run()
+    return trainer.policy.weights, trainer.tracker.lines
+
+
+AHEAD = pytest.mark.parametrize("ahead", [False, True], ids=["at once", "ahead"])
+
+
+@AHEAD
+@pytest.mark.parametrize("stop_at", range(1, 10))
+def test_told_to_stop_at_every_moment(tmp_path: Path, ahead: bool, stop_at: int) -> None:
+    """Before an iteration's rollouts, before each of its steps, between iterations, while rollouts are made ahead."""
+    expected = run(make_trainer(tmp_path / "whole", ahead=ahead))
+    stopped = make_trainer(tmp_path / "stopped", ahead=ahead, stop_at=stop_at)
+    with pytest.raises(Preempted):
+        stopped.run()
+    step = stopped.state.step
+    assert stopped.checkpointer.saved[-1] == step == [0, 0, 1, 2, 2, 3, 4, 4, 5][stop_at - 1]
+    continued = make_trainer(tmp_path / "on", ahead=ahead, resume=tmp_path / f"stopped/checkpoints/step_{step}")
+    weights, lines = run(continued)
+    assert weights == expected[0]
+    assert [*stopped.tracker.lines, *lines] == expected[1]
+    for whole in (tmp_path / "whole" / "rollouts").iterdir():
+        others = [tmp_path / part / "rollouts" / whole.name for part in ("stopped", "on")]
+        assert {other.read_text() for other in others if other.exists()} == {whole.read_text()}
+
+
+@AHEAD
+@pytest.mark.parametrize("interval", [1, 2, 3, 4])
+def test_every_checkpoint_continues_to_the_same_end(tmp_path: Path, ahead: bool, interval: int) -> None:
+    trainer = make_trainer(tmp_path, ahead=ahead, save_interval=interval)
+    expected = run(trainer)
+    assert trainer.checkpointer.saved == [*range(interval, 6, interval), 6]
+    for step in trainer.checkpointer.saved:
+        resumed = make_trainer(tmp_path / f"from {step}", ahead=ahead, resume=tmp_path / f"checkpoints/step_{step}")
+        weights, lines = run(resumed)
+        assert weights == expected[0] and lines == expected[1][step:]
+
+
+@AHEAD
+def test_weights_reach_the_engine_before_what_is_sampled_from_them(tmp_path: Path, ahead: bool) -> None:
+    trainer = make_trainer(tmp_path, ahead=ahead)
+    trainer.run()
+    versions = []
+    for iteration in range(3):
+        groups = read_groups(tmp_path / "rollouts" / f"iteration_{iteration:06d}.jsonl")
+        versions.append({response.policy_version for group in groups for response in group.responses})
+    assert versions == ([{0}, {0}, {2}] if ahead else [{0}, {2}, {4}])
+    assert [call for call in trainer.engine.calls if call.startswith("load")] == [f"load {i}" for i in (0, 2, 4, 6)]
+    # the device's memory is the trainer's whenever it computes: every sampling ends asleep
+    assert trainer.engine.calls.count("sleep") == 3
