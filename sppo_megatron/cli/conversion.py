@@ -90,7 +90,7 @@ def to_hf(options: argparse.Namespace) -> None:
 
 def _save(output: Path, tensors: Iterator[tuple[str, Tensor]], model: HFModel) -> None:
     """Writes beside the folder and renames."""
-    save_hf_folder(output, tensors, model.hf_config, model.tokenizer, model.generation_config)
+    save_hf_folder(output, tensors, model.hf_config, model.folder)
 
 
 def _print_rows(rows: Iterable[TensorRow]) -> None:

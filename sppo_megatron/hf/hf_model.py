@@ -10,7 +10,8 @@ from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_arc
 from sppo_megatron.hf.families import FAMILIES, family_of
 from sppo_megatron.hf.fused_experts import by_expert
 from sppo_megatron.hf.hf_checkpoint import HFTensors, SafetensorsFolder
-from sppo_megatron.hf.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder
+from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder
+from sppo_megatron.hf.side_files import write_side_files
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,6 @@ class HFModel:
     folder: Path
     hf_config: Any
     tokenizer: Any | None
-    generation_config: Any | None
 
     @property
     def is_mapped(self) -> bool:
@@ -32,16 +32,14 @@ class HFModel:
 
     def save_side_files(self, folder: Path) -> None:
         """Everything but the weights, into a new folder."""
-        for part in (self.hf_config, self.generation_config, self.tokenizer):
-            if part is not None:
-                part.save_pretrained(folder)
+        write_side_files(folder, self.hf_config, self.folder)
 
 
 def open_hf_model(hf_path: str) -> HFModel:
     """Raises ValueError for what isn't there."""
     folder = resolve_hf_folder(hf_path)
     hf_config = load_hf_config(str(folder))
-    return HFModel(folder, hf_config, load_tokenizer(folder), load_generation_config(folder))
+    return HFModel(folder, hf_config, load_tokenizer(folder))
 
 
 def open_weights(folder: Path, family: str) -> HFTensors:

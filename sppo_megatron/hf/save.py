@@ -13,28 +13,25 @@ from torch import Tensor
 from sppo_megatron.data.atomic_file import atomic_folder
 from sppo_megatron.hf.hf_checkpoint import INDEX_FILE, SINGLE_FILE
 from sppo_megatron.hf.safetensors_writer import SafetensorsWriter
+from sppo_megatron.hf.side_files import write_side_files
 
 
 def save_hf_folder(
     folder: str | Path,
     tensors: Iterator[tuple[str, Tensor]],
     hf_config: Any,
-    tokenizer: Any | None = None,
-    generation_config: Any | None = None,
+    source: Path | None = None,
     *,
     max_file_bytes: int = 4 << 30,
 ) -> None:
     """Writes weights, config, generation config and tokenizer; an existing folder of that name is replaced at the end.
 
+    source: the folder of the model whose generation config and tokenizer come along, byte for byte.
     Peak memory is one tensor. A file holds max_file_bytes at most, or a single tensor that is larger.
     """
     with atomic_folder(folder) as partial:
         save_weights(partial, tensors, max_file_bytes)
-        hf_config.save_pretrained(partial)
-        if generation_config is not None:
-            generation_config.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+        write_side_files(partial, hf_config, source)
 
 
 def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int = 4 << 30) -> None:

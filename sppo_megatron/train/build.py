@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
@@ -18,10 +21,13 @@ from sppo_megatron.cluster.consensus import agreed, check_same_config, decided_b
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config
 from sppo_megatron.data.atomic_file import write_atomically
+from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.engines.base import Engine
+from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.hf.save import save_hf_folder
+from sppo_megatron.hf.side_files import write_side_files
 from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint, wait_until_visible
-from sppo_megatron.policy.checkpoint.training import Checkpointer, check_fits
+from sppo_megatron.policy.checkpoint.training import WEIGHTS, Checkpointer, check_fits
 from sppo_megatron.policy.generate.generator import Generator
 from sppo_megatron.policy.initialize import (
     destroy_model_parallel,
@@ -38,6 +44,7 @@ from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.inputs import Inputs, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
+from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, settings_of
 from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_source
 from sppo_megatron.train.state import TrainerState
 
@@ -85,15 +92,20 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     """The trainer with everything connected, its checkpoint chosen."""
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
+    decided_by_first_rank(lambda: check_export(config, inputs))
     rollouts = agreed(lambda: build_source(config, inputs, parts.engine))
-    resumed_from, state = decided_by_first_rank(lambda: _find_checkpoint(config, inputs))
+    settings = decided_by_first_rank(lambda: settings_of(composed, _digests(inputs)))
+    resumed_from, state, changes = decided_by_first_rank(lambda: _find_checkpoint(config, inputs, settings))
+    begun = None
     if resumed_from is not None:
         agreed(lambda: wait_until_visible(resumed_from))
+        if state.has_rollouts:
+            begun = agreed(lambda: as_begun(config, changes, resumed_from))
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
         if resumed_from is not None:
-            logger.info("continuing from %s", resumed_from)
+            logger.info("continuing from %s", "\n  ".join([str(resumed_from), *map(str, changes)]))
     return Trainer(
         config=config,
         policy=policy,
@@ -107,6 +119,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
             keep_last=config.checkpoint.keep_last,
             async_save=config.checkpoint.async_save,
             check_folder=lock.check,
+            files={SETTINGS: json.dumps(settings, indent=2)},
         ),
         tracker=Tracker(
             output_dir,
@@ -120,6 +133,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         is_main=is_main,
         state=state,
         resumed_from=resumed_from,
+        begun=begun,
         preemption=PreemptionGuard(policy.device),
         fp8_probe=build_fp8_probe(policy, config.precision),
         reference=build_reference(policy),
@@ -128,18 +142,48 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
 
 
 def export_policy(config: Config, parts: Parts) -> None:
-    """Writes output_dir/hf: weights, config and tokenizer in Hugging Face format. Collective."""
+    """Writes output_dir/hf: weights, config and tokenizer in Hugging Face format. Collective.
+
+    Raises TrainingError, with the command that makes up for it from the last checkpoint, if the disk doesn't take it.
+    """
     tensors = parts.policy.export_weights()
     if dist.get_rank() == 0:
-        inputs = parts.inputs
-        hf_config = copy.deepcopy(inputs.hf_config)
-        hf_config.dtype = params_dtype(config.precision)
-        hf_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf_config.model_type]]
-        save_hf_folder(Path(config.output_dir) / "hf", tensors, hf_config, inputs.tokenizer, inputs.generation_config)
+        folder = Path(config.output_dir) / "hf"
+        try:
+            save_hf_folder(folder, tensors, _exported_config(config, parts.inputs), parts.inputs.folder)
+        except Exception as error:
+            checkpoint = latest_checkpoint(Path(config.output_dir) / "checkpoints")
+            advice = (
+                f"the training is complete and saved; write {folder} with: sppo convert --to hf --hf-path "
+                f"{parts.inputs.folder} --megatron-path {checkpoint and checkpoint / WEIGHTS} --output {folder}"
+            )
+            if isinstance(error, OSError):
+                raise TrainingError(f"the policy could not be exported: {error}; {advice}") from error
+            error.add_note(advice)
+            raise
     else:
         for _ in tensors:
             pass
     dist.barrier()
+
+
+def check_export(config: Config, inputs: Inputs) -> None:
+    """Tries all of the export but the weights. Raises ConfigError: better now than after the last step."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write_side_files(Path(folder), _exported_config(config, inputs), inputs.folder)
+    except Exception as error:
+        raise ConfigError(
+            f"the trained policy could not be exported to Hugging Face format: {type(error).__name__}: {error}; mend "
+            f"the files in {inputs.folder}"
+        ) from error
+
+
+def _exported_config(config: Config, inputs: Inputs) -> Any:
+    hf_config = copy.deepcopy(inputs.hf_config)
+    hf_config.dtype = params_dtype(config.precision)
+    hf_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf_config.model_type]]
+    return hf_config
 
 
 def close(trainer: Trainer, parts: Parts) -> None:
@@ -187,11 +231,18 @@ def _evaluator(config: Config, parts: Parts, folder: Path | None) -> Evaluator |
     return Evaluator(collector, inputs.scorer, inputs.eval_prompts, folder)
 
 
-def _find_checkpoint(config: Config, inputs: Inputs) -> tuple[Path | None, TrainerState]:
+def _digests(inputs: Inputs) -> dict[str, str]:
+    data = {} if inputs.replay is not None else {"data": prompts_digest(inputs.train_prompts)}
+    return {"model": model_digest(inputs.folder)} | data
+
+
+def _find_checkpoint(
+    config: Config, inputs: Inputs, settings: dict[str, Any]
+) -> tuple[Path | None, TrainerState, list[Change]]:
     load = config.checkpoint.load
     path = latest_checkpoint(Path(config.output_dir) / "checkpoints") if load == "latest" else load and Path(load)
     if not path:
-        return None, TrainerState()
+        return None, TrainerState(), []
     check_whole(path)
     check_fits(path, inputs.model.description(), config.optimizer.use_distributed_optimizer)
-    return path, TrainerState.read(path)
+    return path, TrainerState.read(path), find_changes(path, settings)

@@ -73,6 +73,7 @@ class Iteration:
 class Trainer:
     """Built of parts; `run` is the whole algorithm. engine: who samples for `rollouts` and for the evaluator.
 
+    begun: the configuration of the iteration that resumed_from lies in; None if that lies between two.
     reference: log π_ref, like Policy.compute_log_probs; None if the objective has no π_ref.
     """
 
@@ -89,6 +90,7 @@ class Trainer:
     is_main: bool
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
+    begun: Config | None = None
     preemption: PreemptionGuard | None = None
     fp8_probe: Callable[[Sequences, np.ndarray], dict[str, float]] | None = None
     reference: Callable[[Sequences], np.ndarray] | None = None
@@ -158,16 +160,22 @@ class Trainer:
         return Iteration(groups, batch)
 
     def _build_batch(
-        self, groups: list[Group], sequences: Sequences, old_log_probs: np.ndarray, version: int
+        self,
+        groups: list[Group],
+        sequences: Sequences,
+        old_log_probs: np.ndarray,
+        version: int,
+        config: Config | None = None,
     ) -> TrainingBatch:
-        """version: of the policy that was frozen."""
+        """version: of the policy that was frozen. config: of the iteration, if it isn't the run's."""
+        config = config or self.config
         return build_batch(
             groups,
             sequences,
             old_log_probs,
             self.policy.objective,
-            train=self.config.train,
-            mismatch=self.config.rollout.mismatch,
+            train=config.train,
+            mismatch=config.rollout.mismatch,
             iteration=self.state.iteration,
             version=version,
             ref_log_probs=None if self.reference is None else self.reference(sequences),
@@ -281,4 +289,4 @@ class Trainer:
         sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
         old_log_probs = self.state.read_old_log_probs(self.resumed_from)
         version = self.state.step - self.state.minibatch
-        return Iteration(groups, self._build_batch(groups, sequences, old_log_probs, version))
+        return Iteration(groups, self._build_batch(groups, sequences, old_log_probs, version, self.begun))

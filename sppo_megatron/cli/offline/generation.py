@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from sppo_megatron.cli.offline.batches import Batches, Shard
-from sppo_megatron.cli.offline.digests import model_digest, prompts_digest
 from sppo_megatron.cli.offline.engine import standalone_collector
 from sppo_megatron.cli.offline.write import BatchWriter, Output
 from sppo_megatron.cluster.consensus import agreed, check_same_config
 from sppo_megatron.cluster.failure_report import roll_call
 from sppo_megatron.config import Config, RewardConfig
+from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.policy.initialize import joined_job
 from sppo_megatron.rollout.registry import engine_kind

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from sppo_megatron.cli.offline.batches import Batches, Shard
-from sppo_megatron.cli.offline.digests import file_digest, model_digest
 from sppo_megatron.cli.offline.write import BatchWriter, Output
 from sppo_megatron.cluster.consensus import agreed
 from sppo_megatron.config import Config
+from sppo_megatron.data.digests import file_digest, model_digest
 from sppo_megatron.data.rollout_file import iterate_groups
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -55,8 +55,13 @@ class Checkpointer:
         keep_last: int,
         async_save: bool,
         check_folder: Callable[[], None] = lambda: None,
+        files: Mapping[str, str] | None = None,
     ):
-        """check_folder: called on rank 0 before anything is written or removed; raises if that must not be."""
+        """check_folder: called on rank 0 before anything is written or removed; raises if that must not be.
+
+        files: name -> text, of files that go into every checkpoint.
+        """
+        self._files = files or {}
         self._check_folder = check_folder
         self._policy = policy
         self._folder = folder
@@ -89,6 +94,8 @@ class Checkpointer:
                 folder.mkdir(parents=True)
                 (folder / MODEL).write_text(json.dumps(self._description(), indent=2))
                 (folder / WEIGHTS).mkdir()
+                for name, text in self._files.items():
+                    (folder / name).write_text(text)
                 write_host_state(folder)
         with self._reported(final), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -129,7 +136,10 @@ class Checkpointer:
             self._queue.async_calls.clear()
 
     def load(self, path: Path) -> None:
-        """Loads model, optimizer and learning-rate schedule into the policy, from whatever layout saved them."""
+        """Loads the model, the optimizer's moments and the steps of its schedule, from whatever layout saved them.
+
+        Learning rates, betas, ε and weight decay are the present ones, as if the run had always had them.
+        """
         weights = str(path / WEIGHTS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -138,8 +148,15 @@ class Checkpointer:
             )
         for index, chunk in enumerate(self._policy.chunks):
             unwrap(chunk).load_state_dict(state[f"model{index}"])
-        self._policy.optimizer.load_state_dict(state["optimizer"])
-        self._policy.scheduler.load_state_dict(state["scheduler"])
+        optimizer, scheduler = self._policy.optimizer, self._policy.scheduler
+        present = [_settings(group) for group in optimizer.param_groups]
+        for group in _saved_groups(state["optimizer"]):  # Megatron finds a group again by these, too
+            group |= {name: getattr(scheduler, name) for name in ("max_lr", "min_lr") if name in group}
+        optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(optimizer.param_groups, present, strict=True):
+            group.update(settings)
+        scheduler.num_steps = 0
+        scheduler.step(increment=state["scheduler"]["num_steps"])
 
     def _end_asynchronous_save(self, *, blocking: bool) -> None:
         if self._queue is None or not self._queue.async_calls:
@@ -209,6 +226,22 @@ class Checkpointer:
             models if len(models) > 1 else models["model0"], is_loading=is_loading, metadata=metadata
         )
         return models | {"optimizer": optimizer, "scheduler": self._policy.scheduler.state_dict()}
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group's hyperparameters."""
+    return {name: value for name, value in group.items() if name not in ("params", "step")}
+
+
+def _saved_groups(state: Any) -> Iterator[dict[str, Any]]:
+    """The parameter groups of a stored optimizer, of several that are chained, too."""
+    if isinstance(state, dict):
+        yield from state.get("param_groups", ())
+        for part in state.values():
+            yield from _saved_groups(part)
+    elif isinstance(state, list):
+        for part in state:
+            yield from _saved_groups(part)
 
 
 def _problem(error: BaseException) -> str:

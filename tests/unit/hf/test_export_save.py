@@ -174,10 +174,19 @@ def test_an_interrupted_write_leaves_the_old_folder(make_config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_tokenizer_and_generation_config_come_along(make_config, tmp_path):
+def test_tokenizer_and_generation_config_come_along_as_they_were(make_config, tmp_path):
+    """Also a generation config that transformers reads and refuses to write: greedy, and yet a temperature."""
     model = Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
     folder = tmp_path / "hf"
-    save_hf_folder(folder, numbered(1), make_config("llama"), tokenizer, GenerationConfig(eos_token_id=[2, 9]))
+    source = tmp_path / "source"
+    tokenizer.save_pretrained(source)
+    (source / "generation_config.json").write_text('{"do_sample": false,\n "temperature": 0.9, "eos_token_id": [2, 9]}')
+    (source / "model.safetensors").write_bytes(b"not to be copied")
+    with pytest.raises(ValueError, match="temperature"):
+        GenerationConfig.from_pretrained(source).save_pretrained(tmp_path)
+    save_hf_folder(folder, numbered(1), make_config("llama"), source)
+    for path in source.iterdir():
+        assert (path.read_bytes() == (folder / path.name).read_bytes()) == (path.name != "model.safetensors")
     assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("a") == 1
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 9]

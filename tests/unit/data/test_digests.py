@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sppo_megatron.cli.offline.digests import file_digest, model_digest, prompts_digest
+from sppo_megatron.data.digests import file_digest, model_digest, prompts_digest
 from sppo_megatron.types import Prompt
 
 PROMPT = Prompt(3, np.array([1, 2], np.int32), "one", "two", np.array([5], np.int32))
