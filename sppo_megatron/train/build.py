@@ -232,7 +232,7 @@ def _evaluator(config: Config, parts: Parts, folder: Path | None) -> Evaluator |
 
 
 def _digests(inputs: Inputs) -> dict[str, str]:
-    data = {} if inputs.replay is not None else {"data": prompts_digest(inputs.train_prompts)}
+    data = {"data": prompts_digest(inputs.train_prompts)} if inputs.train_prompts else {}
     return {"model": model_digest(inputs.folder)} | data
 
 
