@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def _is_read_when_used(name: str) -> bool:
     return name in READ_WHEN_USED or name.startswith(READ_WHEN_USED_PREFIXES)
 
 
-@cache
+@lru_cache(maxsize=3)  # the server of one that is left out ends
 def _server(environment: tuple[tuple[str, str], ...], modules: tuple[str, ...]) -> socket.socket:
     """The connection to a server that ends with this process."""
     ours, theirs = socket_pair()
