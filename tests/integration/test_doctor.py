@@ -20,7 +20,7 @@ def doctor(*arguments: str, path: Path | None = None) -> subprocess.CompletedPro
     environment = tiny_task.environment()
     if path is not None:
         environment["PYTHONPATH"] = f"{path}{os.pathsep}{environment['PYTHONPATH']}"
-    command = [sys.executable, str(tiny_task.ROOT / "tools" / "doctor.py"), *arguments]
+    command = [sys.executable, "-m", "sppo_megatron.cli.main", "doctor", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 

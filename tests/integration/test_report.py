@@ -22,7 +22,7 @@ in_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on the P
 
 def report(output: Path, *runs: Path) -> str:
     """What the command prints."""
-    command = [sys.executable, str(tiny_task.ROOT / "tools" / "report.py"), *map(str, runs), "--output", str(output)]
+    command = [sys.executable, "-m", "sppo_megatron.cli.main", "report", *map(str, runs), "--output", str(output)]
     done = subprocess.run(command, env=tiny_task.environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
