@@ -30,6 +30,8 @@ from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)
 
+ANSWERS_A_COMMIT = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -61,6 +63,7 @@ class Judge:
         self._pool = Pool(clients, concurrency=config.concurrency, retries=0, backoff_s=0.0, kind="judge")
         self._model = _served_model(self._pool, config.model)
         self._cache = AnswerCache(config.cache_path) if config.cache_path else None
+        self._unsaved: dict[str, float] = {}
         self._letter_masses: list[float] = []
         self.metrics: dict[str, float] = {}
 
@@ -114,7 +117,15 @@ class Judge:
         except NoServerLeft as error:
             lost = Failure(f"no judge server is left: {error}")
             return {key: error.answers.get(place, lost) for place, key in enumerate(missing)}
+        finally:
+            self._save_answers()
         return dict(zip(missing, found, strict=True))
+
+    def _save_answers(self) -> None:
+        """Puts what was answered since the last time into the cache; a run that is killed loses no more than that."""
+        unsaved, self._unsaved = self._unsaved, {}
+        if self._cache is not None and unsaved:
+            self._cache.put(unsaved)
 
     async def _ask(self, client: HttpClient, key: str, body: dict[str, Any]) -> float | Failure:
         """On the event loop. Raises ServerError if the server is lost, so that the question goes elsewhere."""
@@ -141,8 +152,9 @@ class Judge:
             raise
         except (RequestError, ValueError) as error:  # asked again, the answer would be the same
             return Failure(printable(str(error)))
-        if self._cache is not None:
-            self._cache.put(key, reading.first_wins)
+        self._unsaved[key] = reading.first_wins
+        if len(self._unsaved) >= ANSWERS_A_COMMIT:
+            self._save_answers()
         return reading.first_wins
 
     # ---------------------------------------------------------------- what is counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -20,10 +21,14 @@ _NUMBER = re.compile(
           (?: \s*\{{\s*(?P<top>[-+]?(?:{_PLAIN}))\s*\}}\s*\{{\s*(?P<bottom>[-+]?(?:{_PLAIN}))\s*\}}
             | \s*(?P<top_digit>\d)\s*(?P<bottom_digit>\d) )
       | {_START}(?P<value>(?:{_PLAIN})(?:[eE][-+]?\d+)?)(?:\s*/\s*(?P<denominator>(?:{_PLAIN})))?
-    )(?P<percent>\s*\\?%)?""",
+    )(?!\s*\\(?:pi|sqrt)\b)(?P<percent>\s*\\?%)?""",
     re.VERBOSE | re.ASCII,  # ASCII: in "答案是42" the number is not part of a word
 )
-_TIMES_POWER_OF_TEN = re.compile(r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*)\s*10\s*(?:\^|\*\*)\s*\{?\s*([-+]?[0-9]+)\s*\}?")
+_TIMES_POWER_OF_TEN = re.compile(
+    r"(?<=[0-9])\s*(?:\\times|\\cdot|×|\*|x\s)\s*10\s*(?:\^|\*\*)\s*\{?\s*([-+]?[0-9]+)\s*\}?"
+)
+_MARKS = str.maketrans({"−": "-", "–": "-", "\u202f": " ", "\u00a0": " ", "\u2009": " ", "／": "/", "．": "."})
+_DIGIT = re.compile(r"(?![0-9])\d")
 _SPACING = re.compile(r"\\[,!;: ]")
 
 
@@ -35,14 +40,48 @@ class Number(NamedTuple):
 
 
 def last_number(text: str) -> Number | None:
-    """The last number of the text, or of its last \\boxed{...} if that holds one. None if there is none.
+    """The last number of the text, or its last \\boxed{...} if that holds digits. None if there is none.
 
     Reads 12, -3.5, .5, 1,234,567, 1{,}234, $5, 1.5e3, 2 \\times 10^{5}, 3/4, \\frac{3}{4},
     1\\frac{3}{4} (a mixed number), 50%.
     """
     boxed = _last_boxed(text)
-    number = None if boxed is None else _last_in(boxed)
-    return _last_in(text) if number is None else number
+    if boxed is not None and any(character.isdigit() for character in boxed):
+        return whole_number(boxed)
+    if "####" in text:  # as GSM8K marks an answer
+        marked = whole_number(text.rpartition("####")[2].strip().partition("\n")[0])
+        if marked is not None:
+            return marked
+    whole = whole_number(text)
+    return _last_in(text) if whole is None else whole
+
+
+def whole_number(text: str) -> Number | None:
+    """The number that the text is, apart from its unit, its sign of currency, marks of LaTeX and of emphasis, and a
+    name before it ("x = 5"). None for more than one number, or one that is part of an expression.
+    """
+    if len(text) > MAX_CHARACTERS:
+        return None
+    text = _SPACING.sub("", _ascii_digits(text).replace("{,}", ","))
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}(?:\^\{?\d\}?)?", r" \1", text)
+    text = text.strip(" \t\r\n*`$").rstrip(".;*`$ ")
+    text = re.sub(r"^(?:\\\(|\\\[)\s*|\s*(?:\\\)|\\\])$", "", text)
+    text = re.sub(r"^[A-Za-z]\w*\s*=\s*", "", text)
+    text = re.sub(r"^\(\s*([^()]*)\)$", r"\1", text).strip()
+    if power := re.fullmatch(r"(\d{1,4})\s*\^\s*\{?\s*(\d{1,2})\s*\}?", text):
+        return Number(Fraction(int(power[1]) ** int(power[2])), percent=False)
+    text = re.sub(r"^([-+]?\d+)\s+(\d+)\s*/\s*(\d+)", r"\1\\frac{\2}{\3}", text)
+    text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
+    text = _TIMES_POWER_OF_TEN.sub(r"e\1", text)
+    match = _NUMBER.search(text)
+    if match is None or not re.fullmatch(r"\s*[€£¥]?\s*", text[: match.start()]):
+        return None
+    unit = text[match.end() :]
+    if not re.fullmatch(
+        r"\s*|(?:\s*\^?\s*\\circ|°\s*[CF]?)|\s+[€£¥]|\s+[A-Za-zµ][A-Za-zµ/. ]*(?:\^?\{?[23²³]\}?)?", unit
+    ):
+        return None
+    return _to_number(match)
 
 
 def same_number(a: Number, b: Number) -> bool:
@@ -65,13 +104,19 @@ def _close(a: Fraction, b: Fraction) -> bool:
 
 
 def _last_in(text: str) -> Number | None:
-    text = _SPACING.sub("", text.replace("−", "-").replace("{,}", ","))
+    text = _SPACING.sub("", _ascii_digits(text).replace("{,}", ","))
     text = _TIMES_POWER_OF_TEN.sub(r"e\1", text)
     for match in reversed(list(_NUMBER.finditer(text))):
         number = _to_number(match)
         if number is not None:
             return number
     return None
+
+
+def _ascii_digits(text: str) -> str:
+    """Full-width and other scripts' digits as ASCII, every minus as "-", narrow blanks as blanks."""
+    text = text.translate(_MARKS)
+    return text if text.isascii() else _DIGIT.sub(lambda match: str(unicodedata.digit(match[0])), text)
 
 
 def _to_number(match: re.Match) -> Number | None:

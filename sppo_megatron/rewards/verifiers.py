@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.numbers import last_number, same_number
+from sppo_megatron.rewards.numbers import last_number, same_number, whole_number
 
 
 class Score(NamedTuple):
@@ -35,9 +35,12 @@ def numeric(prompt: str, response: str, answer: str | None) -> Score:
     Integers must be equal; other numbers too, or within a relative 1e-6. See `numbers.last_number` for what is read.
     """
     answer = _required(answer)
-    expected = last_number(answer)
+    expected = whole_number(answer.rpartition("####")[2])
     if expected is None:
-        raise ValueError(f"the answer {answer[:80]!r} holds no number")
+        raise ValueError(
+            f"the answer {answer[:80]!r} is as a whole no number (it holds no number, or more): "
+            "reward.kind=math_verify compares expressions"
+        )
     found = last_number(response)
     correct = found is not None and same_number(found, expected)
     return Score(float(correct), correct)
@@ -64,7 +67,9 @@ def math_verify(prompt: str, response: str, answer: str | None) -> Score:
     """
     parse, verify = _import_math_verify()
     answer = _required(answer)
-    expected = parse(answer, parsing_timeout=None) or parse(f"${answer}$", parsing_timeout=None)
+    # Bare LaTeX would be read as the last number in it: 3\\sqrt{2} as 3.
+    has_marks = "\\boxed" in answer or "$" in answer or "\\(" in answer or "\\[" in answer
+    expected = parse(answer if has_marks else f"\\boxed{{{answer}}}", parsing_timeout=None)
     if not expected:
         raise ConfigError(f"math-verify cannot parse the answer {answer[:80]!r}")
     found = parse(response, parsing_timeout=None)

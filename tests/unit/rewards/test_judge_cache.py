@@ -16,15 +16,14 @@ import sys
 from sppo_megatron.rewards.judge_cache import AnswerCache
 cache = AnswerCache(sys.argv[1])
 for i in range(50):
-    cache.put(f"{sys.argv[2]}-{i}", i / 50)
+    cache.put({f"{sys.argv[2]}-{i}": i / 50})
 """
 
 
 def test_answers_come_back_bitwise_and_the_last_one_counts(tmp_path):
     cache = AnswerCache(tmp_path / "new" / "cache")
-    cache.put("a", 0.1 + 0.2)
-    cache.put("b", 1.0)
-    cache.put("b", 0.25)
+    cache.put({"a": 0.1 + 0.2, "b": 1.0})
+    cache.put({"b": 0.25})
     cache.close()
     assert AnswerCache(tmp_path / "new" / "cache").get(["a", "b", "c"]) == {"a": 0.1 + 0.2, "b": 0.25}
 
@@ -36,7 +35,7 @@ def test_threads_and_processes_share_it(tmp_path):
         subprocess.Popen([sys.executable, "-c", WRITER, path, name], env=environment) for name in ("one", "two")
     ]
     cache = AnswerCache(path)
-    threads = [threading.Thread(target=cache.put, args=(f"thread-{i}", 0.5)) for i in range(20)]
+    threads = [threading.Thread(target=cache.put, args=({f"thread-{i}": 0.5},)) for i in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -56,6 +55,6 @@ def test_a_file_that_breaks_later_costs_no_run(tmp_path, caplog):
     cache = AnswerCache(tmp_path / "cache")
     with sqlite3.connect(tmp_path / "cache") as other:
         other.execute("DROP TABLE answers")
-    cache.put("a", 0.5)
+    cache.put({"a": 0.5})
     assert cache.get(["a"]) == {}
     assert "can't be written" in caplog.text and "can't be read" in caplog.text
