@@ -120,7 +120,7 @@ class Objective:
     def count(self, lengths: np.ndarray) -> float:
         """The denominator of the mean over a whole mini-batch: by default its units without an empty response.
 
-        lengths: int64 [U, W], tokens of each sequence of each unit, −1 where a unit has fewer than W.
+        lengths: int64 [U, W], tokens of each sequence of each unit, −1 in a unit that has fewer than W.
         """
         return float((lengths != 0).all(axis=1).sum())
 

@@ -75,7 +75,7 @@ def with_answer(messages: Sequence[Message], response: str) -> list[Message]:
 
 
 def transcript(prompt: Prompt, decode: Decode | None) -> str:
-    """The prompt as plain text, for where no chat template is: the user's words alone, or each turn under its role.
+    """The prompt as plain text, without a chat template: the user's words alone, or each turn under its role.
 
     Never the rendering that the policy is fed.
     """

@@ -37,7 +37,7 @@ class WorkerPool:
         while pending:
             pending = self._run_together(pending, calls, outcomes)
             # Left over only if the pool broke: it does when a worker dies before its task was seen to begin, and can't
-            # say which task that was. It was one of the oldest, so those run alone, where the blame is certain.
+            # say which task that was. It was one of the oldest, so those run alone: then the blame is certain.
             alone, pending = pending[: self.config.num_workers], pending[self.config.num_workers :]
             for place in alone:
                 if self._run_together([place], calls, outcomes):

@@ -64,7 +64,7 @@ class Parts:
 def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
     """Joins the process group, reads the inputs, builds the policy; takes all of it down at the end.
 
-    Raises ConfigError on every rank, naming the ranks at fault where it isn't all of them.
+    Raises ConfigError on every rank, naming the ranks at fault if it isn't all of them.
     """
     owns_group = not dist.is_initialized()
     initialize_distributed(config.parallelism.distributed_timeout_minutes)
@@ -207,7 +207,7 @@ def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
 
 
 def _total_steps(config: Config, inputs: Inputs) -> int:
-    """Optimizer steps of the whole run, for the learning-rate schedule; with pairs, where every group has one."""
+    """Optimizer steps of the whole run, for the learning-rate schedule; with pairs, as if every group had one."""
     size, epochs = config.train.minibatch_size, config.train.epochs_per_iteration
     if inputs.stored is not None:
         groups = [inputs.stored.responses_of_groups(i) for i in range(config.train.iterations)]

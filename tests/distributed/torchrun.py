@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_once(worker: Path, argument: Path, ranks: int, *python_path: Path, vllm: bool = False) -> None:
-    """Runs `worker argument` on `ranks` processes at the first call; fails at every call where that run has failed.
+    """Runs `worker argument` on `ranks` processes at the first call; fails at every call if that run has failed.
 
     python_path: folders that modules are looked for in first. vllm: the ranks import it.
     """
@@ -24,7 +24,7 @@ def run_once(worker: Path, argument: Path, ranks: int, *python_path: Path, vllm:
 
 @cache
 def _launch(worker: Path, argument: Path, ranks: int, python_path: tuple[Path, ...], vllm: bool) -> str | None:
-    """What the run said where it failed: a cached function forgets exceptions."""
+    """What the run said if it failed: a cached function forgets exceptions."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     try:
         done = processes.run(

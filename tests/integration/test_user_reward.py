@@ -1,4 +1,4 @@
-"""A user's function in a real run: a mistake costs its own samples; where nothing is answered at all, the run stops."""
+"""A user's function in a real run: a mistake costs its own samples; if nothing is answered at all, the run stops."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ FLOORS = {
     "train": 8,
     "cli": 9,
 }
-# What a room may import of the package besides itself, where that is less than its floor allows.
+# What a room may import of the package besides itself, if that is less than its floor allows.
 ONLY: dict[str, set[str]] = {
     **{room: set() for room in ("types", "errors", "parallel", "objective")},
     "config": {"errors"},

@@ -38,7 +38,7 @@ def flat():
 
 @pytest.mark.parametrize(("chat_template", "pad_token"), [(True, False), (False, True)])
 def test_a_decoder(tmp_path, chat_template, pad_token):
-    """The last token counts, whatever it is: <end>, of id 0, where there is a chat template."""
+    """The last token counts, whatever it is: <end>, of id 0, if there is a chat template."""
     folder = save_decoder(tmp_path, chat_template=chat_template, pad_token=pad_token)
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
     form = "<user>{}<end><assistant>{}<end>" if chat_template else "{}{}"

@@ -16,7 +16,7 @@ from sppo_megatron.types import SamplingParams
 
 
 class WithoutControlEndpoints(http.server.BaseHTTPRequestHandler):
-    """Like vLLM's server where it was started by hand: healthy, and 404 for what isn't public."""
+    """Like vLLM's server if it was started by hand: healthy, and 404 for what isn't public."""
 
     def do_GET(self):
         self.send_response(200)
