@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from sppo_megatron.config.keys import Finite, NextIteration, Positive, written
+from sppo_megatron.config.keys import Finite, NextIteration, NotNegative, Positive, written
 
 if TYPE_CHECKING:
     from sppo_megatron.config.schema import Config
@@ -53,19 +53,71 @@ class ObjectiveConfig:
     "Importance weights are truncated here."
     length_reward_weight: NextIteration[Finite[float]] = 0.0
     "Weight of Kimi's length reward, which is added to the reward."
+    name: NextIteration[str] = "sppo"
+    """The objective: sppo (the regression family, or pairs if pairwise is set), grpo, gvpo, mnpo, or function, one of
+    your own."""
+    function: NextIteration[str | None] = None
+    "`module:name` of your own objective, a loss function or a class, for name=function."
+    options: NextIteration[dict[str, Any]] = field(default_factory=dict)
+    "More values for the fields of your own objective's class."
+    divide_by_std: NextIteration[bool] = True
+    "Whether grpo's advantages are divided by the group's standard deviation."
+    clip_low: NextIteration[Annotated[float, Interval(gt=0, lt=1)]] = 0.2
+    "How far below 1 grpo clips the ratio of a token's probabilities."
+    clip_high: NextIteration[Positive[float]] = 0.2
+    "How far above 1 grpo clips it."
+    token_agg: NextIteration[Literal["sequence-mean", "token-mean"]] = "sequence-mean"
+    "grpo's mean: over responses of the mean over their tokens, or over all tokens of the mini-batch."
+    kl_coef: NextIteration[NotNegative[float]] = 0.0
+    """Weight of grpo's KL divergence to the policy that the run started from. Above 0 its weights are kept on the
+    host."""
+    opponents: NextIteration[list[dict[str, Any]]] = field(default_factory=list)
+    """Policies of earlier runs that mnpo plays against, [{path: folder in Hugging Face format, weight: share}, ...];
+    ref_coef is the share of the policy that the run started from."""
 
-    def sequences_of_group(self, num_responses: int) -> int:
-        """How many sequences a group of so many responses gives to an epoch, at most: pairs are two."""
-        if self.pairwise is None:
-            return num_responses
-        return 2 * num_responses if self.pairwise == "spin" else 2
 
-
-_NEED_BETA = ("dpo", "spin", "ipo")
+# Keys that say how others are read, or that every objective takes in another form
+_OF_ALL = {"name", "pairwise", "tau", "loss_agg_mode"}
 
 
 def check_objective(config: Config, generates: bool) -> Iterator[str]:
-    """generates: whether responses are sampled; False if stored ones are read."""
+    """The objective's keys together; what is of one objective alone, it checks itself.
+
+    generates: whether responses are sampled; False if stored ones are read.
+    """
+    from sppo_megatron.objective.base import Units
+    from sppo_megatron.objective.registry import objective_class
+
+    o, k = config.objective, config.rollout.num_samples_per_prompt
+    yield from _check_shared(config, generates)
+    try:
+        chosen = objective_class(vars(o))
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from chosen.check(config, generates)
+    yield from _unread_keys(o, chosen.keys_read() | _OF_ALL)
+    if generates and k < 2 and chosen.units is Units.BEST_WORST:
+        yield f"a pair is two responses of a prompt: rollout.num_samples_per_prompt={k} must be at least 2"
+    if generates and learns_from_humans(o) != (config.data.response_key is not None):
+        yield (
+            "objective.pairwise=spin and data.response_key belong together: the human responses under that key are "
+            "SPIN's winners. Give both or neither"
+        )
+
+
+def learns_from_humans(objective: ObjectiveConfig) -> bool:
+    """Whether human responses win against the sampled ones, so that no reward is needed."""
+    from sppo_megatron.objective.base import Units
+    from sppo_megatron.objective.registry import objective_class
+
+    try:
+        return objective_class(vars(objective)).units is Units.HUMAN_VS_SAMPLE
+    except ValueError:  # check_objective says it
+        return False
+
+
+def _check_shared(config: Config, generates: bool) -> Iterator[str]:
     o, k = config.objective, config.rollout.num_samples_per_prompt
     if (o.eta is None) == (o.tau is None):
         yield (
@@ -79,34 +131,20 @@ def check_objective(config: Config, generates: bool) -> Iterator[str]:
     )
     if generates and k < 2 and leaves_one_out:
         yield f"leaving one out needs rollout.num_samples_per_prompt of at least 2, not {k}"
-    if o.pairwise is not None:
-        yield from _check_pairwise(config, generates)
-    if (o.pairwise == "spin") != (config.data.response_key is not None) and generates:
+    if (o.ref_coef or o.opponents or o.kl_coef) and config.precision.fp8_param:
         yield (
-            "objective.pairwise=spin and data.response_key belong together: the human responses under that key are "
-            "SPIN's winners. Give both or neither"
+            "objective.ref_coef, kl_coef and opponents swap weights, which FP8 ones lose digits by: "
+            "set precision.fp8_param=false"
         )
-    if o.ref_coef and o.pairwise != "inpo":
-        yield f"objective.ref_coef={o.ref_coef:g} is of objective.pairwise=inpo: set it to 0"
-    if o.ref_coef and config.precision.fp8_param:
-        yield "objective.ref_coef above 0 swaps weights, which FP8 ones lose digits by: set precision.fp8_param=false"
 
 
-def _check_pairwise(config: Config, generates: bool) -> Iterator[str]:
-    o = config.objective
-    if o.pairwise in _NEED_BETA and o.beta is None:
-        yield f"objective.pairwise={o.pairwise} needs objective.beta"
-    if o.pairwise not in _NEED_BETA and o.beta is not None:
-        yield f"objective.pairwise={o.pairwise} takes objective.eta: set objective.beta=null"
-    if o.pairwise == "sppo" and o.reward != "win_rate":
-        yield "objective.pairwise=sppo regresses onto win rates: set objective.reward=win_rate"
-    if (o.sequence_weight or o.loss_agg_mode) not in ("none", "seq-mean-token-sum", "token-mean"):
-        yield "sequence weights are for single responses: with objective.pairwise, set sequence_weight=none"
-    k = config.rollout.num_samples_per_prompt
-    if generates and k < 2 and o.pairwise != "spin":
-        yield f"a pair is two responses of a prompt: rollout.num_samples_per_prompt={k} must be at least 2"
-    packed = config.train.max_tokens_per_micro_batch is not None  # then micro_batch_size is not read
-    for key in ("minibatch_size",) if packed else ("minibatch_size", "micro_batch_size"):
-        size = getattr(config.train, key)
-        if size is not None and size % 2:
-            yield f"train.{key}={size} must be even: a pair is two sequences. Set it to {size + 1}"
+def _unread_keys(o: ObjectiveConfig, read: set[str]) -> Iterator[str]:
+    """Keys that were given a value and that the chosen objective doesn't read."""
+    from sppo_megatron.objective.registry import readers_of
+
+    default = ObjectiveConfig()
+    for f in fields(o):
+        value = getattr(o, f.name)
+        if f.name not in read and value != getattr(default, f.name):
+            text = f"{value:g}" if isinstance(value, float) else written(value)
+            yield f"objective.{f.name}={text} is read by {' and '.join(readers_of(f.name))} alone: take it away"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from annotated_types import Interval
 
 from sppo_megatron.config.keys import AtLeastOne, Finite, Free, NextIteration, NotNegative, Positive, UserPath
+from sppo_megatron.config.objective import learns_from_humans
 from sppo_megatron.config.precision import Dtype
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def check_reward(config: Config, generates: bool) -> Iterator[str]:
             f"reward.kind={reward.kind} gives preferences between responses: set objective.reward=win_rate, "
             "as objective=sppo_win_rate does"
         )
-    if reward.kind == "none" and objective.pairwise != "spin":
+    if reward.kind == "none" and not learns_from_humans(objective):
         yield "reward.kind=none is for objective.pairwise=spin, whose winners are given: choose a reward"
     k = config.rollout.num_samples_per_prompt
     if reward.kind in PREFERENCE_KINDS and generates and k < 2:

@@ -15,7 +15,7 @@ from sppo_megatron.objective.importance import (
 )
 from sppo_megatron.objective.length_reward import length_reward
 from sppo_megatron.objective.mismatch import Mismatch, rollout_mismatch
-from sppo_megatron.objective.pairwise import PAIRWISE_KINDS, best_and_worst, pairwise_loss
+from sppo_megatron.objective.pairwise import PAIRWISE_KINDS, pairwise_loss
 from sppo_megatron.objective.reduction import LOSS_AGG_MODES, SEQUENCE_WEIGHTS, LossSums, sequence_weights
 from sppo_megatron.objective.regression import (
     compute_sppo_loss,
@@ -27,7 +27,6 @@ from sppo_megatron.objective.regression import (
 from sppo_megatron.objective.win_rate import (
     ESTIMATORS,
     check_preference,
-    check_win_rates,
     preference_from_scores,
     win_rates,
 )
@@ -40,9 +39,7 @@ __all__ = [
     "SEQUENCE_WEIGHTS",
     "LossSums",
     "Mismatch",
-    "best_and_worst",
     "check_preference",
-    "check_win_rates",
     "compute_sppo_loss",
     "degenerate_group_sums",
     "finalize_diagnostics",

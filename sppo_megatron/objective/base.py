@@ -32,6 +32,9 @@ class Units(enum.Enum):
         return {Units.BEST_WORST: 2, Units.HUMAN_VS_SAMPLE: 2 * num_responses}.get(self, num_responses)
 
 
+START = ""  # among an objective's references: the policy that the run started from
+
+
 @dataclass(frozen=True)
 class Needs:
     """What must be there before the first step, besides log π_t of every response."""
@@ -101,13 +104,38 @@ class Objective:
         return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
     @classmethod
-    def check(cls, config: Any) -> Iterator[str]:
-        """What is wrong with its keys in a whole configuration, one sentence each."""
+    def keys_read(cls) -> set[str]:
+        """Keys of the configuration that it reads."""
+        return {f.name for f in fields(cls)}
+
+    @classmethod
+    def check(cls, config: Any, generates: bool) -> Iterator[str]:
+        """What is wrong with its keys in a whole configuration, one sentence each.
+
+        generates: whether responses are sampled; False if stored ones are read.
+        """
         yield from ()
 
     @property
     def needs(self) -> Needs:
-        return Needs(win_rates=self.reward == "win_rate", rollout_log_probs=self.importance_weight is not None)
+        return self.shared_needs()
+
+    def shared_needs(self, *, human_responses: bool = False, reference: bool = False) -> Needs:
+        """What the shared keys ask for, and what is given."""
+        return Needs(
+            win_rates=self.reward == "win_rate",
+            human_responses=human_responses,
+            reference=reference,
+            rollout_log_probs=self.importance_weight is not None,
+        )
+
+    @property
+    def references(self) -> Mapping[str, float]:
+        """What π_ref is, if it is needed: START or folders in Hugging Face format, and the weight of each log π.
+
+        The weights add up to 1.
+        """
+        return {START: 1.0}
 
     def columns(self, values: Tensor, group_ids: Tensor) -> dict[str, Tensor]:
         """Float64 [B] columns of all sampled responses; `target` (δ, nats) must be one of them.

@@ -25,7 +25,11 @@ class Pairs(Objective):
 
     pairwise: str
     beta: float | None = None
-    ref_coef: float = 0.0
+
+    @property
+    def pull(self) -> float:
+        """How much the log-ratio against π_ref counts."""
+        return 0.0
 
     def loss(self, log_ratio: Tensor, batch: LossBatch) -> LossSums:
         valid, columns = batch.lengths > 0, batch.columns
@@ -41,7 +45,7 @@ class Pairs(Objective):
             beta=self.beta,
             eta=self.eta if self.beta is None else None,
             preference=columns["preference"][0::2],
-            ref_coef=self.ref_coef,
+            ref_coef=self.pull,
             valid=valid[0::2] & valid[1::2],
             weight=columns["weight"][0::2] * columns["weight"][1::2],  # two draws: importance weights multiply
             validate=False,
@@ -49,11 +53,8 @@ class Pairs(Objective):
         )
 
     @classmethod
-    def check(cls, config: Any) -> Iterator[str]:
+    def check(cls, config: Any, generates: bool) -> Iterator[str]:
         o = config.objective
-        if o.pairwise not in PAIRWISE_KINDS:
-            yield f"objective.pairwise={o.pairwise} is not known: choose one of null, {', '.join(PAIRWISE_KINDS)}"
-            return
         needed = PAIRWISE_KINDS[o.pairwise]
         if "beta" in needed and o.beta is None:
             yield f"objective.pairwise={o.pairwise} needs objective.beta"
@@ -74,26 +75,22 @@ class Spin(Pairs):
 
     @property
     def needs(self) -> Needs:
-        return Needs(human_responses=True, rollout_log_probs=self.importance_weight is not None)
+        return self.shared_needs(human_responses=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inpo(Pairs):
     """INPO (arXiv 2407.00617). eta: the paper's, an inverse step size. ref_coef: its τ/η, the pull towards π_ref."""
 
+    ref_coef: float = 0.0
+
+    @property
+    def pull(self) -> float:
+        return self.ref_coef
+
     @property
     def needs(self) -> Needs:
-        return Needs(
-            win_rates=self.reward == "win_rate",
-            rollout_log_probs=self.importance_weight is not None,
-            reference=self.ref_coef > 0,
-        )
-
-    @classmethod
-    def check(cls, config: Any) -> Iterator[str]:
-        yield from super().check(config)
-        if not 0 <= config.objective.ref_coef <= 1:
-            yield f"objective.ref_coef={config.objective.ref_coef:g} is INPO's τ/η: it must be in [0, 1]"
+        return self.shared_needs(reference=self.ref_coef > 0)
 
 
 def check_pairs(config: Any) -> Iterator[str]:

@@ -30,16 +30,6 @@ PAIRWISE_KINDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def best_and_worst(win_rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each group's pair: indices of the argmax and argmin of P̂, and whether they differ in P̂ at all.
-
-    win_rate: [G, K]. Returns (winner [G] int64, loser [G] int64, valid [G] bool). Raises ValueError on another shape.
-    """
-    check_ndim("win_rate", win_rate, "[G, K]")
-    winner, loser = win_rate.argmax(dim=1), win_rate.argmin(dim=1)
-    return winner, loser, win_rate.amax(dim=1) > win_rate.amin(dim=1)
-
-
 def pairwise_loss(
     log_ratio_w: Tensor,
     log_ratio_l: Tensor,

@@ -7,12 +7,7 @@ from torch import Tensor
 
 from sppo_megatron.objective.checks import as_float, check_choice, check_finite, check_ndim, check_probability
 
-ESTIMATORS = ("include_self", "leave_one_out", "opponents")
-
-
-def check_win_rates(win_rate: Tensor, name: str = "win_rate") -> None:
-    """Raises ValueError if a win rate is NaN or outside [0, 1]. Waits for the device."""
-    check_probability(name, win_rate)
+ESTIMATORS = ("include_self", "leave_one_out")
 
 
 def check_preference(preference: Tensor, tolerance: float = 1e-4) -> None:
@@ -56,26 +51,17 @@ def win_rates(
     - `include_self`: (1/K) Σ_k P(y_i ≻ y_k) with P_ii = ½.
     - `leave_one_out`: the mean over the other K − 1. include_self − ½ = ((K−1)/K)(leave_one_out − ½), so changing the
       estimator rescales η.
-    - `opponents`: the mean over M external opponents; preference is then [G, K, M].
 
     preference: [G, K, K], entry (i, j) = P(y_i ≻ y_j). Returns [G, K], fp32 or float64, detached.
-    Raises ValueError on an unknown estimator, a wrong shape, leave_one_out with K < 2, no opponents and, with validate,
-    on values outside [0, 1] and on a matrix that is not complementary within tolerance (but for `opponents`).
+    Raises ValueError on an unknown estimator, a wrong shape, leave_one_out with K < 2 and, with validate, on values
+    outside [0, 1] and on a matrix that is not complementary within tolerance.
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    check_ndim("preference", preference, "[G, K, M]" if estimator == "opponents" else "[G, K, K]")
+    check_ndim("preference", preference, "[G, K, K]")
     k, m = preference.shape[1:]
-    if estimator == "opponents":
-        if m == 0:
-            raise ValueError("preference: no opponents, shape [G, K, 0]; pass at least one column")
-        if validate:
-            check_probability("preference", preference)
-        return as_float(preference.detach()).mean(dim=2)
-
     if k != m:
         raise ValueError(
-            f"preference: expected shape [G, K, K], got {list(preference.shape)}; "
-            "comparisons with other responses are estimator 'opponents'"
+            f"preference: expected shape [G, K, K], got {list(preference.shape)}; pass comparisons within a group"
         )
     if estimator == "leave_one_out" and k < 2:
         raise ValueError(

@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.errors import ConfigError, TrainingError
+from sppo_megatron.hf.architecture import load_hf_config
+from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.hf.side_files import write_side_files
+from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.policy.checkpoint.folder import check_whole, latest_checkpoint, wait_until_visible
 from sppo_megatron.policy.checkpoint.training import WEIGHTS, Checkpointer, check_fits
 from sppo_megatron.policy.generate.generator import Generator
@@ -35,13 +38,14 @@ from sppo_megatron.policy.initialize import (
     initialize_model_parallel,
 )
 from sppo_megatron.policy.model.precision import params_dtype
+from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import build_fp8_probe
 from sppo_megatron.policy.step.reference import build_reference
 from sppo_megatron.tracking.console import ProgressDisplay, print_summary
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator
-from sppo_megatron.train.inputs import Inputs, read_inputs
+from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
 from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, settings_of
@@ -136,7 +140,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         begun=begun,
         preemption=PreemptionGuard(policy.device),
         fp8_probe=build_fp8_probe(policy, config.precision),
-        reference=build_reference(policy),
+        reference=build_reference(policy, lambda path: _open_policy(config, path)),
         probe=build_probe(config, inputs, parts.engine),
     )
 
@@ -215,8 +219,16 @@ def _total_steps(config: Config, inputs: Inputs) -> int:
         assert config.train.prompts_per_iteration is not None
         groups = [[config.rollout.num_samples_per_prompt] * config.train.prompts_per_iteration]
         groups *= config.train.iterations
-    counts = [sum(config.objective.sequences_of_group(responses) for responses in group) for group in groups]
+    units = build_objective(vars(config.objective)).units
+    counts = [sum(units.sequences_of_group(responses) for responses in group) for group in groups]
     return sum(steps_per_iteration(count, size, epochs) for count in counts)
+
+
+def _open_policy(config: Config, path: str) -> ModelSource:
+    """Another policy of the same architecture, in Hugging Face format."""
+    folder = resolve_hf_folder(path)
+    hf = replace(config, model=replace(config.model, init="hf"))
+    return open_model(hf, folder, load_hf_config(str(folder)))
 
 
 def _generator(policy: Policy) -> Generator:

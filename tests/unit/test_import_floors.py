@@ -36,7 +36,7 @@ FLOORS = {
 # What a room may import of the package besides itself, if that is less than its floor allows.
 ONLY: dict[str, set[str]] = {
     **{room: set() for room in ("types", "errors", "parallel", "objective")},
-    "config": {"errors"},
+    "config": {"errors", "objective"},
     "cluster": {"errors"},
     "megatron_cpu": {"parallel"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sppo_megatron.objective.registry import objective_class
 from sppo_megatron.parallel.logit_tiles import choose_tiles
 from sppo_megatron.rollout.registry import engine_kind
 from sppo_planner.arithmetic import Part, Term, term
@@ -109,7 +110,7 @@ def _training_moments(job: Job, stage: int) -> dict[str, tuple[Part, ...]]:
 
 
 def _fused(job: Job) -> bool:
-    return job.config.train.fused_loss and job.config.objective.pairwise is None
+    return job.config.train.fused_loss and objective_class(vars(job.config.objective)).is_regression
 
 
 def _logits(job: Job) -> Part:

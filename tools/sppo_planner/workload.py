@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sppo_megatron.config import Config
+from sppo_megatron.objective.registry import objective_class
 from sppo_planner.cluster import Assumptions
 from sppo_planner.parallel_sizes import ParallelSizes
 
@@ -38,7 +39,8 @@ class Workload:
             config.rollout.max_response_length,
         )
         prompts = config.train.prompts_per_iteration or _FALLBACK_PROMPTS
-        sequences = prompts * config.objective.sequences_of_group(config.rollout.num_samples_per_prompt)
+        units = objective_class(vars(config.objective)).units
+        sequences = prompts * units.sequences_of_group(config.rollout.num_samples_per_prompt)
         budget, length = config.train.max_tokens_per_micro_batch, prompt + response
         rows = 1 if budget else config.train.micro_batch_size
         return cls(

@@ -72,6 +72,8 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
         config.rollout.server.urls = ["http://127.0.0.1:8100"]
     if group == "reward":
         complete_reward(config)
+    if group == "objective":  # pairs, or whole groups
+        config.train.micro_batch_size = config.rollout.num_samples_per_prompt
     if config.objective.pairwise is not None:
         config.train.micro_batch_size = 2
         config.data.response_key = "gold" if config.objective.pairwise == "spin" else None

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sppo_megatron.objective import PAIRWISE_KINDS, best_and_worst, pairwise_loss, sppo_loss
+from sppo_megatron.objective import PAIRWISE_KINDS, pairwise_loss, sppo_loss
 
 F64 = torch.float64
 
@@ -151,13 +151,6 @@ def test_targets_and_weights_are_detached():
     sums.loss_sum.backward()
     assert rate.grad is None and weight.grad is None and w.grad is not None
     assert not any(x.requires_grad for x in sums.metrics.values())
-
-
-def test_best_and_worst():
-    winner, loser, valid = best_and_worst(torch.tensor([[0.4, 0.7, 0.2], [0.5, 0.5, 0.5]]))
-    assert (winner.tolist()[0], loser.tolist()[0], valid.tolist()) == (1, 2, [True, False])
-    with pytest.raises(ValueError, match=r"win_rate: expected shape \[G, K\]"):
-        best_and_worst(torch.zeros(3))
 
 
 ONE = torch.tensor([0.5])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_megatron.objective import check_preference, check_win_rates, preference_from_scores, win_rates
+from sppo_megatron.objective import check_preference, preference_from_scores, win_rates
 
 P = torch.tensor([[[0.5, 0.8, 0.9], [0.2, 0.5, 0.6], [0.1, 0.4, 0.5]]])
 FAST = settings(max_examples=40, deadline=None)
@@ -25,8 +25,6 @@ def random_preference(seed: int, groups: int, k: int) -> torch.Tensor:
 def test_worked_numbers():
     torch.testing.assert_close(win_rates(P), torch.tensor([[0.73333333, 0.43333333, 0.33333333]]))
     torch.testing.assert_close(win_rates(P, "leave_one_out"), torch.tensor([[0.85, 0.4, 0.25]]))
-    opponents = torch.tensor([[[1.0, 0.5, 0.0, 0.3], [0.2, 0.2, 0.2, 0.2]]])
-    torch.testing.assert_close(win_rates(opponents, "opponents"), torch.tensor([[0.45, 0.2]]))
 
 
 @FAST
@@ -75,15 +73,14 @@ def test_shapes_dtypes_and_detachment():
 @pytest.mark.parametrize(
     ("preference", "estimator", "message"),
     [
-        (P, "mean", "include_self, leave_one_out, opponents"),
+        (P, "mean", "include_self, leave_one_out"),
         (P[0], "include_self", r"preference: expected shape \[G, K, K\]"),
         (P[:, :2], "include_self", r"preference: expected shape \[G, K, K\], got \[1, 2, 3\]"),
         (torch.full((1, 1, 1), 0.5), "leave_one_out", "at least 2 responses"),
         (P + 0.3, "include_self", r"preference: .*outside \[0, 1\]"),
-        (P - 0.3, "opponents", r"preference: .*outside \[0, 1\]"),
+        (P - 0.3, "leave_one_out", r"preference: .*outside \[0, 1\]"),
         (P * math.nan, "include_self", "preference: 9 non-finite"),
         (P * 0.9, "include_self", r"P \+ P\^T - 1"),
-        (P[:, :, :0], "opponents", "no opponents"),
     ],
 )
 def test_win_rates_raises(preference, estimator, message):
@@ -102,7 +99,3 @@ def test_tolerance_and_other_raises():
         preference_from_scores(torch.tensor([0.0, math.inf]))
     with pytest.raises(ValueError, match="scores: expected"):
         preference_from_scores(torch.tensor(0.0))
-    check_win_rates(torch.tensor([0.0, 1.0]))
-    for bad in (-0.1, 1.1, math.nan):
-        with pytest.raises(ValueError, match=r"win_rate: 1 value\(s\) outside"):
-            check_win_rates(torch.tensor([bad, 0.5]))

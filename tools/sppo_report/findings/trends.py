@@ -59,7 +59,7 @@ def _reward(run: Run) -> Iterator[Finding]:
 
 def _regression(run: Run) -> Iterator[Finding]:
     """Never better than no update, and not worse either, which is a finding of its own."""
-    if run.config.get("objective.pairwise"):
+    if run.config.get("objective.pairwise") or run.config.get("objective.name", "sppo") != "sppo":
         return
     growth = iteration_means(run, loss_growth, after_first_step=True)
     gains = {iteration: -value for iteration, value in growth.items()}
