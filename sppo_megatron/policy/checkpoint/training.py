@@ -41,6 +41,7 @@ from sppo_megatron.policy.policy import Policy
 WEIGHTS = "megatron"  # the sub-folder of dist_checkpointing
 _DISTRIBUTED, _DTYPE = "optimizer.use_distributed_optimizer", "precision.dtype"
 _FULL = os.strerror(errno.ENOSPC)
+_NEXT_TO_NOTHING = 16 << 20  # bytes that are free on a disk that is full
 _LONGEST_PROBLEM = 300  # characters; some of Megatron's name every tensor
 
 
@@ -189,7 +190,7 @@ class Checkpointer:
             failure = error
         failed = [
             (rank, problem)
-            for rank, problem in enumerate(of_all_ranks(None if failure is None else _problem(failure)))
+            for rank, problem in enumerate(of_all_ranks(None if failure is None else self._problem(failure)))
             if problem is not None
         ]
         if not failed:
@@ -201,11 +202,20 @@ class Checkpointer:
         if failure is not None and not _is_of_storage(failure):
             raise failure
         rank, problem = failed[0]
-        full = f"; {shutil.disk_usage(self._folder).free >> 20} MiB are free there" if _FULL in problem else ""
+        full = f"; {shutil.disk_usage(self._folder).free >> 20} MiB are free there" if problem.endswith(_FULL) else ""
         raise TrainingError(
             f"the checkpoint {final} could not be written (rank {rank}: {problem}{full}). "
             f"Earlier ones are untouched: {'make room and ' if full else ''}continue with checkpoint.load=latest"
         ) from failure
+
+    def _problem(self, error: BaseException) -> str:
+        """One line, which ends with the system's word for a full disk if it is one.
+
+        A writer process gives the class of its error alone, so the disk itself is asked before anything is removed.
+        """
+        text = _first_cause(error)
+        is_full = shutil.disk_usage(self._folder).free < _NEXT_TO_NOTHING and _is_of_storage(error)
+        return f"{text}: {_FULL}" if is_full and not text.endswith(_FULL) else text
 
     def _content_metadata(self) -> dict[str, Any]:
         return {
@@ -244,7 +254,7 @@ def _saved_groups(state: Any) -> Iterator[dict[str, Any]]:
             yield from _saved_groups(part)
 
 
-def _problem(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> str:
     """One line; of torch's report on many ranks, what one of them met."""
     found = next((part for part in _causes(error) if isinstance(part, OSError)), error)
     return (str(found).strip() or type(found).__name__).splitlines()[-1][:_LONGEST_PROBLEM]
