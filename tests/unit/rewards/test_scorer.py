@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.config import JudgeConfig, ObjectiveConfig, RewardConfig
+from sppo_megatron.config import JudgeConfig, RewardConfig
+from sppo_megatron.objective.sppo import Sppo
 from sppo_megatron.rewards.build import build_scorer
 from sppo_megatron.rewards.scorer import Outcome, ScoringError, score_over_ranks, with_rewards
 from sppo_megatron.types import Group, Prompt, Response
@@ -41,9 +42,9 @@ def test_scalar_rewards_leave_no_old_preference():
     old = make_group("7", "8", preference=wrong_wins)
     [new] = score_over_ranks(build_scorer(RewardConfig(kind="numeric")), [old])
     assert new.preference is None and [response.reward for response in new.responses] == [1.0, 0.0]
-    right, wrong = build_targets([new], ObjectiveConfig(eta=1.0, reward="win_rate")).target
+    right, wrong = build_targets([new], Sppo(eta=1.0, reward="win_rate")).target
     assert right > 0 > wrong
-    right, wrong = build_targets([old], ObjectiveConfig(eta=1.0, reward="win_rate")).target
+    right, wrong = build_targets([old], Sppo(eta=1.0, reward="win_rate")).target
     assert right < 0 < wrong, "the old preference would have done the opposite"
     assert old.preference is wrong_wins and [response.reward for response in old.responses] == [0.5, 0.5]
 
