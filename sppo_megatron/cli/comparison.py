@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from sppo_megatron.cli.options import check_target, parallelism_of
 from sppo_megatron.cluster.consensus import agreed, of_first_rank
-from sppo_megatron.cluster.failure_report import roll_call
+from sppo_megatron.cluster.failure_report import failures_reported
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
@@ -35,7 +35,7 @@ def compare(options: argparse.Namespace) -> list[str]:
     """
     initialize_distributed(timeout_minutes=30)
     try:
-        with roll_call():
+        with failures_reported():
             model = agreed(lambda: open_hf_model(options.hf_path))
             parallelism, architecture = parallelism_of(options), agreed(lambda: model.architecture)
             check_target(parallelism, architecture.layout_sizes(), dist.get_world_size())

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppo_megatron.cli.options import add_layout_arguments, add_output_arguments, check_absent, run_on_cpu
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 from sppo_megatron.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.to == "hf" and options.megatron_path is None:
         raise ConfigError("--to hf reads --megatron-path: give the folder with metadata.json")
     check_absent(options.output, options.overwrite or options.dry_run)
-    with heavy_imports():
+    with garbage_collection_paused():
         from sppo_megatron.cli import conversion
     run = conversion.to_megatron if options.to == "megatron" else conversion.to_hf
     run(options)

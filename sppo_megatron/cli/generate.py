@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from sppo_megatron.cli.offline_options import offline_parser, output_of, run_offline, shard_of
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.rollout.registry import check_generating
 
@@ -30,7 +30,7 @@ def _run(options: argparse.Namespace, world_size: int) -> None:
     config, composed = compose_config(options.overrides, extra_folder=options.config_dir)
     check_generating(config, world_size)
     # the heavy part: after what can be said without it
-    with heavy_imports():
+    with garbage_collection_paused():
         from sppo_megatron.cli.offline.generation import generate_file
 
     generate_file(config, composed, output_of(options, config), options.batch_size, shard)

@@ -57,7 +57,7 @@ def shard_of(options: argparse.Namespace) -> Shard:
 
 
 def run_offline(what: str, run: Callable[[int], None]) -> int:
-    """The exit code; an error that the user can mend is one message. run takes the number of processes of the job."""
+    """The exit code; an error that the user can fix is one message. run takes the number of processes of the job."""
     set_up_logging(int(os.environ.get("RANK", "0")))
 
     def run_ranks() -> int:

@@ -70,7 +70,7 @@ def check_target(parallelism: ParallelismConfig, layout_sizes: dict, world_size:
 
 
 def run_on_cpu(what: str, run: Callable[[], int]) -> int:
-    """The exit code of `run`; an error that the user can mend is one message.
+    """The exit code of `run`; an error that the user can fix is one message.
 
     Conversion is exact and needs no GPU, and Megatron-Core runs on CPU if it sees none.
     """

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppo_megatron.cli.offline_options import offline_parser, output_of, run_offline, shard_of
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 from sppo_megatron.config.checks import check_scoring
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.errors import ConfigError
@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.output.exists() and options.output.samefile(options.input):
         raise ConfigError(f"--output {options.output} is the input: give another file")
     # the heavy part: after what can be said without it
-    with heavy_imports():
+    with garbage_collection_paused():
         from sppo_megatron.cli.offline.scoring import score_file
 
     score_file(config, options.input, output_of(options, config), options.batch_size, shard)

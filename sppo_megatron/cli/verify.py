@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppo_megatron.cli.options import add_layout_arguments, run_on_cpu
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 
 EXIT_DIFFERENT = 1
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     # Transformer Engine multiplies fp32 in TF32, whose 10 bits are above the tolerance. Read when cuBLAS starts.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    with heavy_imports():
+    with garbage_collection_paused():
         from sppo_megatron.cli import comparison
     problems = comparison.compare(options)
     if int(os.environ.get("RANK", "0")) == 0:

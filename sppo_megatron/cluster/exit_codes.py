@@ -22,7 +22,7 @@ _SECONDS_TO_SPEAK = 30
 
 
 def exit_code_of(what: str, run: Callable[[], int]) -> int:
-    """run's exit code, or that of an error that the user can mend, which is one message on standard error.
+    """run's exit code, or that of an error that the user can fix, which is one message on standard error.
 
     what: the noun that stops, such as "training". Raises what is an error of the program.
     """

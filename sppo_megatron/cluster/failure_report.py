@@ -27,7 +27,7 @@ _GLOO = ("gloo/", "Application timeout caused pair closure")
 
 
 @contextlib.contextmanager
-def roll_call() -> Iterator[None]:
+def failures_reported() -> Iterator[None]:
     """Around what all ranks of the default group do together, which stands from before until after.
 
     Raises LostRankError if this rank waited for another in vain; it names the one at fault, and comes after at most
@@ -35,7 +35,7 @@ def roll_call() -> Iterator[None]:
     rank and host. ConfigError and TrainingError are raised by every rank alike and pass.
     """
     rank, world_size, host = dist.get_rank(), dist.get_world_size(), socket.gethostname()
-    store = dist.PrefixStore("roll_call", dist.distributed_c10d._get_default_store())
+    store = dist.PrefixStore("failure_report", dist.distributed_c10d._get_default_store())
     if world_size > 1:
         _append(store, "hosts", rank, host)
     try:

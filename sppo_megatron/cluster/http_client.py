@@ -49,7 +49,7 @@ class RequestError(Exception):
 
 
 class AccessError(RequestError):
-    """The key is wrong, or its quota is used up: no request will succeed until the user mends that."""
+    """The key is wrong, or its quota is used up: no request will succeed until the user fixes that."""
 
 
 class _Loop:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sppo_megatron.hf.mapping import canonical_name, expert_index
-from sppo_megatron.hf.tensor_layouts import Layout
+from sppo_megatron.hf.tensor_layouts import TensorLayout
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class _Shard:
 @torch.no_grad()
 def stream_hf_tensors(
     parameters: Mapping[str, Tensor],
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, TensorLayout],
     *,
     tp_group: dist.ProcessGroup,
     pp_group: dist.ProcessGroup,

@@ -11,7 +11,7 @@ import torch
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER, expert_index
-from sppo_megatron.hf.tensor_layouts import Layout
+from sppo_megatron.hf.tensor_layouts import TensorLayout
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TensorRow:
 
 
 def tensor_rows(
-    architecture: Architecture, layouts: Mapping[str, Layout], parallelism: ParallelismConfig
+    architecture: Architecture, layouts: Mapping[str, TensorLayout], parallelism: ParallelismConfig
 ) -> Iterator[TensorRow]:
     """A row for each Hugging Face tensor, in the model's order."""
     p = parallelism

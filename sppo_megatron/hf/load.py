@@ -10,13 +10,13 @@ from torch import Tensor
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.hf_checkpoint import HFTensors
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER, canonical_name, expert_index, hf_shapes
-from sppo_megatron.hf.tensor_layouts import Layout
+from sppo_megatron.hf.tensor_layouts import TensorLayout
 
 # Buffers that old checkpoints store and the config determines.
 _DERIVED = (".rotary_emb.inv_freq",)
 
 
-def check_names_and_shapes(layouts: Mapping[str, Layout], found: Mapping[str, tuple[int, ...]]) -> None:
+def check_names_and_shapes(layouts: Mapping[str, TensorLayout], found: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError that names every missing, unexpected and wrongly shaped tensor (the first ten of each)."""
     expected = hf_shapes(layouts)
     ignored = {name for name in found if name.endswith(_DERIVED)}
@@ -41,7 +41,7 @@ def check_names_and_shapes(layouts: Mapping[str, Layout], found: Mapping[str, tu
 @torch.no_grad()
 def load_parameters(
     parameters: Iterable[tuple[str, Tensor]],
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, TensorLayout],
     tensors: HFTensors,
     *,
     tp_rank: int,
@@ -67,7 +67,7 @@ def load_parameters(
             parameter.get_high_precision_init_val().copy_(shard)
 
 
-def layout_of(name: str, layouts: Mapping[str, Layout]) -> Layout:
+def layout_of(name: str, layouts: Mapping[str, TensorLayout]) -> TensorLayout:
     """The layout of a parameter by its global Megatron name; a tied output layer has the embedding's."""
     canonical = canonical_name(name)
     if canonical == OUTPUT_LAYER and OUTPUT_LAYER not in layouts:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from sppo_megatron.hf.architecture import Architecture, MixtureOfExperts
 from sppo_megatron.hf.families import FAMILIES
-from sppo_megatron.hf.tensor_layouts import GatedMlp, Layout, QueryKeyValue, Replicated, RowParallel, Vocabulary
+from sppo_megatron.hf.tensor_layouts import GatedMlp, QueryKeyValue, Replicated, RowParallel, TensorLayout, Vocabulary
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
@@ -27,14 +27,16 @@ _GROUPED_EXPERT = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
 
 
-def parameter_layouts(architecture: Architecture, padded_vocab_size: int) -> dict[str, Layout]:
+def parameter_layouts(architecture: Architecture, padded_vocab_size: int) -> dict[str, TensorLayout]:
     """Every parameter of the whole model, by its global name in Megatron's local layers, in the model's order.
 
     With tied embeddings there is no output layer: the embedding's entry serves both.
     """
     a = architecture
     vocabulary = (a.vocab_size, a.hidden_size)
-    layouts: dict[str, Layout] = {EMBEDDING: Vocabulary("model.embed_tokens.weight", vocabulary, padded_vocab_size)}
+    layouts: dict[str, TensorLayout] = {
+        EMBEDDING: Vocabulary("model.embed_tokens.weight", vocabulary, padded_vocab_size)
+    }
     for layer in range(a.num_layers):
         layouts |= _layer_layouts(a, layer)
     layouts["decoder.final_layernorm.weight"] = Replicated("model.norm.weight", (a.hidden_size,))
@@ -62,14 +64,14 @@ def with_expert_index(megatron_name: str, index: int) -> str:
     return _EXPERT.sub(f".mlp.experts.local_experts.{index}.", canonical_name(megatron_name))
 
 
-def hf_shapes(layouts: Mapping[str, Layout]) -> dict[str, tuple[int, ...]]:
+def hf_shapes(layouts: Mapping[str, TensorLayout]) -> dict[str, tuple[int, ...]]:
     """Every Hugging Face tensor of the model with its shape, in the model's order."""
     return {
         name: shape for layout in layouts.values() for name, shape in zip(layout.hf_names, layout.shapes, strict=True)
     }
 
 
-def _layer_layouts(a: Architecture, layer: int) -> dict[str, Layout]:
+def _layer_layouts(a: Architecture, layer: int) -> dict[str, TensorLayout]:
     megatron, hf = f"decoder.layers.{layer}.", f"model.layers.{layer}."
     is_mixture = a.mixture is not None and a.mixture.layers[layer]
     norm = Replicated(hf + "post_attention_layernorm.weight", (a.hidden_size,))
@@ -80,7 +82,7 @@ def _layer_layouts(a: Architecture, layer: int) -> dict[str, Layout]:
     )
 
 
-def _attention_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Layout]:
+def _attention_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorLayout]:
     attention = hf + "self_attn."
 
     def qkv(kind: str, hidden_size: int | None) -> QueryKeyValue:
@@ -88,7 +90,7 @@ def _attention_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Lay
         return QueryKeyValue(names, a.num_attention_heads, a.num_query_groups, a.head_dim, hidden_size)
 
     heads = a.num_attention_heads * a.head_dim
-    layouts: dict[str, Layout] = {
+    layouts: dict[str, TensorLayout] = {
         megatron + "input_layernorm.weight": Replicated(hf + "input_layernorm.weight", (a.hidden_size,)),
         megatron + "self_attention.linear_qkv.weight": qkv("weight", a.hidden_size),
     }
@@ -102,7 +104,9 @@ def _attention_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Lay
     return layouts | {megatron + "self_attention.linear_proj.weight": projection}
 
 
-def _gated_mlp(megatron: str, hf: tuple[str, str, str], hidden_size: int, ffn_hidden_size: int) -> dict[str, Layout]:
+def _gated_mlp(
+    megatron: str, hf: tuple[str, str, str], hidden_size: int, ffn_hidden_size: int
+) -> dict[str, TensorLayout]:
     """hf: the names of the gate, up and down projections."""
     gate, up, down = (f"{name}.weight" for name in hf)
     return {
@@ -111,17 +115,17 @@ def _gated_mlp(megatron: str, hf: tuple[str, str, str], hidden_size: int, ffn_hi
     }
 
 
-def _dense_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Layout]:
+def _dense_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorLayout]:
     names = (hf + "mlp.gate_proj", hf + "mlp.up_proj", hf + "mlp.down_proj")
     return _gated_mlp(megatron, names, a.hidden_size, a.ffn_hidden_size)
 
 
-def _mixture_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Layout]:
+def _mixture_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorLayout]:
     moe, names = a.mixture, FAMILIES[a.family].experts
     assert isinstance(moe, MixtureOfExperts) and names is not None
     block = hf + names.block + "."
     router = Replicated(f"{block}{names.router}.weight", (moe.num_experts, a.hidden_size))
-    layouts: dict[str, Layout] = {megatron + "router.weight": router}
+    layouts: dict[str, TensorLayout] = {megatron + "router.weight": router}
     for expert in range(moe.num_experts):
         ours, theirs = f"{megatron}experts.local_experts.{expert}.", f"{block}experts.{expert}."
         projections = (theirs + names.gate, theirs + names.up, theirs + names.down)

@@ -22,7 +22,7 @@ class TensorSource(Protocol):
     def __getitem__(self, index) -> Tensor: ...
 
 
-class Layout(Protocol):
+class TensorLayout(Protocol):
     """`shapes` are the Hugging Face shapes, in the order of `hf_names`."""
 
     @property

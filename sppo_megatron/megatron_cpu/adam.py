@@ -1,7 +1,7 @@
-"""Places of Megatron-Core's optimizers that assume a fused Adam, mended for torch's.
+"""Places of Megatron-Core's optimizers that assume a fused Adam, fixed for torch's.
 
 Megatron-Core takes torch's AdamW if neither Transformer Engine nor NVIDIA's apex is installed, on CPU and on GPUs.
-Each mend says what goes wrong without it; `tests/distributed` fails when one is left out.
+Each patch says what goes wrong without it; `tests/distributed` fails when one is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.core.optimizer.optimizer import ChainedOptimizer, Float16Optimizer
 
 
 def apply() -> None:
-    """Installs every mend, once in a process."""
+    """Installs every patch, once in a process."""
     _initialize_state_before_load()
     _own_step_per_parameter()
     _step_without_parameters()

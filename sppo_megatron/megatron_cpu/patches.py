@@ -1,6 +1,6 @@
-"""Places of Megatron-Core's checkpointing and token dispatch that assume CUDA tensors, mended for CPU.
+"""Places of Megatron-Core's checkpointing and token dispatch that assume CUDA tensors, fixed for CPU.
 
-Each mend says what goes wrong without it; `tests/distributed` fails when one is left out.
+Each patch says what goes wrong without it; `tests/distributed` fails when one is left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
 
 def apply() -> None:
-    """Installs every mend."""
+    """Installs every patch."""
     FileSystemWriterAsync.preload_tensors = staticmethod(_snapshot_tensors)
     moe_utils.maybe_move_tensor_to_cpu = token_dispatcher.maybe_move_tensor_to_cpu = _as_asked
     _uneven_shares()

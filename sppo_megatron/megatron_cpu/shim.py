@@ -1,7 +1,7 @@
 """A torch whose CUDA half is answered by the CPU, seen by the modules of one package alone: `megatron`.
 
 Patching torch itself would do for Megatron-Core and break whatever else lives in the process (vLLM, torch.compile), so
-the patch is scoped: an import hook gives each module of the package an `__import__` that hands out the facades below.
+the patch is scoped: an import hook gives each module of the package an `__import__` that hands out the shims below.
 Tensor methods can't be scoped by import; those look at their caller's module instead.
 """
 
@@ -27,7 +27,7 @@ from sppo_megatron.parallel.fused_kernels import has_transformer_engine
 
 _CPU = torch.device("cpu")
 _PACKAGE = "megatron"
-_packages: set[str] = set()  # that see the facades
+_packages: set[str] = set()  # that see the shims
 
 _FACTORIES = [
     "empty",
@@ -65,7 +65,7 @@ _CUDA_ZEROS = ["memory_allocated", "max_memory_allocated", "memory_reserved", "m
 _LEGACY_TENSOR_TYPES = ["Float", "Half", "BFloat16", "Int", "Long", "Byte", "Bool", "Double"]
 
 
-class _Facade(types.ModuleType):
+class _Shim(types.ModuleType):
     """A module that answers with its overrides first and with the real module's attributes otherwise."""
 
     def __init__(self, real: types.ModuleType, overrides: dict[str, Any]):
@@ -159,7 +159,7 @@ def _on_cpu(factory: Callable) -> Callable:
     return on_cpu
 
 
-def _cuda_facade() -> _Facade:
+def _cuda_shim() -> _Shim:
     def get_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.get_rng_state()
 
@@ -183,8 +183,8 @@ def _cuda_facade() -> _Facade:
     overrides |= {f"{name}Tensor": getattr(torch, f"{name}Tensor") for name in _LEGACY_TENSOR_TYPES}
     overrides |= random
     overrides |= {
-        "random": _Facade(torch.cuda.random, random),
-        "nvtx": _Facade(
+        "random": _Shim(torch.cuda.random, random),
+        "nvtx": _Shim(
             torch.cuda.nvtx, {"range_push": _no_op, "range_pop": _no_op, "mark": _no_op, "range": _null_context}
         ),
         "default_generators": _OneGenerator(),
@@ -205,10 +205,10 @@ def _cuda_facade() -> _Facade:
         "device": _null_context,
         "graph": _null_context,
     }
-    return _Facade(torch.cuda, overrides)
+    return _Shim(torch.cuda, overrides)
 
 
-def _torch_facade(cuda: _Facade) -> _Facade:
+def _torch_shim(cuda: _Shim) -> _Shim:
     class CpuAutocast(torch.autocast):
         def __init__(self, device_type: str, *args: Any, **kwargs: Any):
             super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
@@ -217,14 +217,14 @@ def _torch_facade(cuda: _Facade) -> _Facade:
     overrides |= {
         "cuda": cuda,
         "autocast": CpuAutocast,
-        "amp": _Facade(torch.amp, {"autocast": CpuAutocast}),
+        "amp": _Shim(torch.amp, {"autocast": CpuAutocast}),
         "compile": _no_compile,
     }
-    return _Facade(torch, overrides)
+    return _Shim(torch, overrides)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Gives every module of one package its own builtins, whose `__import__` hands out the facades."""
+    """Gives every module of one package its own builtins, whose `__import__` hands out the shims."""
 
     def __init__(self, package: str, builtins_of_package: dict[str, Any]):
         self._package, self._builtins = package, builtins_of_package
@@ -244,7 +244,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _import_with(facade: _Facade, cuda: _Facade) -> Callable:
+def _import_with(shim: _Shim, cuda: _Shim) -> Callable:
     # Installed, say, on a cluster's login node. Megatron-Core would take its optimizer and norms, which need a GPU.
     hides = not has_transformer_engine()
 
@@ -254,7 +254,7 @@ def _import_with(facade: _Facade, cuda: _Facade) -> Callable:
         module = builtins.__import__(name, globals, locals, fromlist, level)
         if level == 0 and name.partition(".")[0] == "torch":
             if not fromlist or name == "torch":
-                return facade
+                return shim
             if name == "torch.cuda":
                 return cuda
         return module
@@ -294,10 +294,10 @@ def _stub_triton_kernels() -> None:
 
 
 def give_cpu_device(package: str, **cuda_overrides: Any) -> None:
-    """Hands the facades to the modules of `package` that are imported from now on. cuda_overrides: of torch.cuda."""
-    cuda = _cuda_facade()
+    """Hands the shims to the modules of `package` that are imported from now on. cuda_overrides: of torch.cuda."""
+    cuda = _cuda_shim()
     cuda.__dict__.update(cuda_overrides)
-    namespace = {**vars(builtins), "__import__": _import_with(_torch_facade(cuda), cuda)}
+    namespace = {**vars(builtins), "__import__": _import_with(_torch_shim(cuda), cuda)}
     sys.meta_path.insert(0, _Finder(package, namespace))
     _packages.add(package)
 
@@ -329,7 +329,7 @@ def install() -> None:
     _stub_triton_kernels()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-        from sppo_megatron.megatron_cpu import patches  # imports Megatron-Core, which from here on sees the facades
+        from sppo_megatron.megatron_cpu import patches  # imports Megatron-Core, which from here on sees the shims
 
     patches.apply()
 

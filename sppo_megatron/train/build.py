@@ -178,7 +178,7 @@ def check_export(config: Config, inputs: Inputs) -> None:
             write_side_files(Path(folder), _exported_config(config, inputs), inputs.folder)
     except Exception as error:
         raise ConfigError(
-            f"the trained policy could not be exported to Hugging Face format: {type(error).__name__}: {error}; mend "
+            f"the trained policy could not be exported to Hugging Face format: {type(error).__name__}: {error}; fix "
             f"the files in {inputs.folder}"
         ) from error
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from sppo_megatron.cluster.exit_codes import exit_code_of
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config, config_folder
 from sppo_megatron.errors import ConfigError
@@ -54,14 +54,14 @@ def run(config: Config, composed: DictConfig) -> int:
     Raises, the same on every rank, ConfigError for what only reading the data and the model can tell, and
     TrainingError if the run can't go on; LostRankError if another rank is lost.
     """
-    with heavy_imports():
-        from sppo_megatron.cluster.failure_report import roll_call
+    with garbage_collection_paused():
+        from sppo_megatron.cluster.failure_report import failures_reported
         from sppo_megatron.cluster.output_lock import locked_output
         from sppo_megatron.policy.initialize import joined_job
         from sppo_megatron.train import build
 
     timeout = config.parallelism.distributed_timeout_minutes
-    with joined_job(timeout), roll_call(), locked_output(Path(config.output_dir)) as lock:
+    with joined_job(timeout), failures_reported(), locked_output(Path(config.output_dir)) as lock:
         continue_or_refuse(config)
         with build.job(config, composed) as parts:
             return _train(config, composed, parts, lock)

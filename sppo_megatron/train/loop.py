@@ -223,7 +223,7 @@ class Trainer:
             self._save(None)
             self.checkpointer.finalize()
             raise TrainingError(
-                f"the reward {error.what} of the evaluation after iteration {self.state.iteration}: {error.why}; mend "
+                f"the reward {error.what} of the evaluation after iteration {self.state.iteration}: {error.why}; fix "
                 "the reward and continue with checkpoint.load=latest, which trains on without this evaluation"
             ) from error
         self.tracker.log({"eval_step": self.state.step, "eval_iteration": self.state.iteration, **metrics})
@@ -270,7 +270,7 @@ class Trainer:
         self.checkpointer.finalize()
         raise TrainingError(
             f"the reward {error.what} of iteration {self.state.iteration}, so there is too little to learn from "
-            f"(reward.max_failed_share={self.config.reward.max_failed_share:g}): {error.why}; mend the reward and "
+            f"(reward.max_failed_share={self.config.reward.max_failed_share:g}): {error.why}; fix the reward and "
             "continue with checkpoint.load=latest, which begins there"
         ) from error
 

@@ -12,7 +12,7 @@ import torch
 
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER, expert_index, hf_shapes, parameter_layouts
-from sppo_megatron.hf.tensor_layouts import Layout
+from sppo_megatron.hf.tensor_layouts import TensorLayout
 from sppo_planner.parallel_sizes import ParallelSizes
 
 _NUMBER = re.compile(r"\.\d+(?=\.)")
@@ -38,7 +38,7 @@ class ParameterTable:
     def __init__(self, architecture: Architecture, make_vocab_size_divisible_by: int):
         self.architecture = architecture
         self._divisible_by = make_vocab_size_divisible_by
-        self._layers: dict[int, list[tuple[str, int | None, Layout]]] = {}  # (kind, expert, layout)
+        self._layers: dict[int, list[tuple[str, int | None, TensorLayout]]] = {}  # (kind, expert, layout)
         self._shards: dict[tuple[str, int], int] = {}
         self._found: dict[tuple[bool, int, int, int, int], list[Parameter]] = {}
         for name, layout in parameter_layouts(architecture, architecture.vocab_size).items():
@@ -120,7 +120,7 @@ class ParameterTable:
         assert self.architecture.mixture is not None
         return expert * ep // self.architecture.mixture.num_experts
 
-    def _shard(self, kind: str, layout: Layout, size: int) -> int:
+    def _shard(self, kind: str, layout: TensorLayout, size: int) -> int:
         """Elements on one of `size` ranks; parameters of one kind have one shape."""
         if (kind, size) not in self._shards:
             tensors: list[Any] = [torch.empty(shape, device="meta") for shape in layout.shapes]

@@ -12,7 +12,7 @@ from sppo_megatron.cli.offline.batches import Batches, Shard
 from sppo_megatron.cli.offline.engine import standalone_collector
 from sppo_megatron.cli.offline.write import BatchWriter, Output
 from sppo_megatron.cluster.consensus import agreed, check_same_config
-from sppo_megatron.cluster.failure_report import roll_call
+from sppo_megatron.cluster.failure_report import failures_reported
 from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.errors import ConfigError
@@ -32,7 +32,7 @@ def generate_file(config: Config, composed: DictConfig, output: Output, batch_si
     Raises, the same on every rank, ConfigError for what can't be read, and TrainingError if no server is left;
     LostRankError if another rank is lost.
     """
-    with joined_job(config.parallelism.distributed_timeout_minutes), roll_call():
+    with joined_job(config.parallelism.distributed_timeout_minutes), failures_reported():
         check_same_config(composed)
         inputs = agreed(lambda: read_inputs(without_scoring(config)))
         prompts = inputs.train_prompts

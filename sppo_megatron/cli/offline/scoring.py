@@ -86,7 +86,7 @@ def _score(scorer: Scorer, groups: list[Group], max_failed_share: float) -> list
     except ScoringError as error:
         raise TrainingError(
             f"the reward {error.what} of a batch (reward.max_failed_share={max_failed_share:g}): {error.why}. Finished "
-            "batches are kept: mend it and give the same command again"
+            "batches are kept: fix it and give the same command again"
         ) from error
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 from sppo_megatron.engines.base import Request
 from sppo_megatron.engines.seeds import request_seed
 from sppo_megatron.types import SamplingParams
@@ -73,7 +73,7 @@ class VllmReplica:
         for name, value in _ENVIRONMENT.items():
             os.environ[name] = value
         with _trainer_state_kept():
-            with heavy_imports():
+            with garbage_collection_paused():
                 from vllm import LLM
             self._llm = LLM(**_engine_arguments(settings, world_size, on_gpu))
         self._is_asleep = False

@@ -16,7 +16,7 @@ from sppo_megatron.hf.export import stream_hf_tensors
 from sppo_megatron.hf.hf_checkpoint import HFTensors
 from sppo_megatron.hf.load import load_parameters
 from sppo_megatron.hf.mapping import parameter_layouts
-from sppo_megatron.hf.tensor_layouts import Layout
+from sppo_megatron.hf.tensor_layouts import TensorLayout
 from sppo_megatron.policy.initialize import local_device
 from sppo_megatron.policy.model.build import build_chunks, named_parameters, transformer_config
 
@@ -69,5 +69,5 @@ class MappedModel:
             expert_tp_group=groups.expt_tp,
         )
 
-    def _layouts(self, groups: ProcessGroupCollection) -> Mapping[str, Layout]:
+    def _layouts(self, groups: ProcessGroupCollection) -> Mapping[str, TensorLayout]:
         return parameter_layouts(self.architecture, self.padded_vocab_size(groups))

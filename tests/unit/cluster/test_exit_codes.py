@@ -1,4 +1,4 @@
-"""Errors that the user can mend are one message of rank 0 and an exit code; others are raised."""
+"""Errors that the user can fix are one message of rank 0 and an exit code; others are raised."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from sppo_megatron.cluster import failure_report as roll_call
+from sppo_megatron.cluster import failure_report
 
 HOSTS = ["node-0", "node-0", "node-1", "node-1"]
 SERVER = """
@@ -24,20 +24,20 @@ time.sleep(60)
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(roll_call, "ANSWER_S", 0.5)
-    monkeypatch.setattr(roll_call, "_POLL_S", 0.02)
+    monkeypatch.setattr(failure_report, "ANSWER_S", 0.5)
+    monkeypatch.setattr(failure_report, "_POLL_S", 0.02)
 
 
 def call(failures: dict[int, str | None]) -> dict[int, tuple[str, bool]]:
     """What each rank of `failures` concludes; the others of four ranks stay silent."""
     store = dist.HashStore()
     for rank, host in enumerate(HOSTS):
-        roll_call._append(store, "hosts", rank, host)
+        failure_report._append(store, "hosts", rank, host)
     verdicts = {}
 
     def answer(rank: int) -> None:
-        answers = roll_call._answer(store, rank, len(HOSTS), failures[rank])
-        verdicts[rank] = roll_call._verdict(answers, rank, HOSTS[rank])
+        answers = failure_report._answer(store, rank, len(HOSTS), failures[rank])
+        verdicts[rank] = failure_report._verdict(answers, rank, HOSTS[rank])
 
     threads = [threading.Thread(target=answer, args=(rank,)) for rank in failures]
     for thread in threads:
@@ -71,8 +71,8 @@ def test_a_store_that_is_silent_itself(monkeypatch):
         server.send_signal(signal.SIGSTOP)
         monkeypatch.setenv("MASTER_ADDR", "node-0")
         monkeypatch.setenv("MASTER_PORT", "29500")
-        answers = roll_call._answer(store, 1, 2, None)
-        assert roll_call._verdict(answers, 1, "node-1") == (
+        answers = failure_report._answer(store, 1, 2, None)
+        assert failure_report._verdict(answers, 1, "node-1") == (
             "no answer from the job's store at node-0:29500: its node is down, or the network to it",
             True,
         )
@@ -92,4 +92,4 @@ def test_a_store_that_is_silent_itself(monkeypatch):
     ],
 )
 def test_which_errors_speak_of_other_ranks(error, waited):
-    assert roll_call._waited_in_vain(error) == waited
+    assert failure_report._waited_in_vain(error) == waited

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the facade is inert if CUDA exists")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the shim is inert if CUDA exists")
 
 # What the rest of the process sees of torch; asked before and after the import.
 OUTSIDE = """
@@ -158,7 +158,7 @@ def test_nothing_changes_outside(observed):
     ("fact", "expected"),
     {
         "is another torch": True,
-        "type": "_Facade",
+        "type": "_Shim",
         "module sys": True,
         "current device": "cpu",
         "device of empty": "cpu",

@@ -62,7 +62,7 @@ def _reward_errors(run: Run) -> Iterator[Finding]:
         f"{max(failed, key=failed.__getitem__)}.",
         meaning="The reward raised an error or took too long. These responses got the default reward, which is a wrong "
         "label wherever the response was right.",
-        advice="Read the errors in the responses below. Mend the reward function, or raise reward.timeout_s.",
+        advice="Read the errors in the responses below. Fix the reward function, or raise reward.timeout_s.",
         metric="reward_errors",
         is_now=max(failed) == max(errors),
     )

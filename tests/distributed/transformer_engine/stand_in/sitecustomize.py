@@ -24,21 +24,21 @@ LEFT_OUT = (f"{NAME}.pytorch.triton", f"{NAME}.pytorch.onnx_extensions")  # they
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    facades: importlib.abc.MetaPathFinder | None = None  # what hands that torch to the modules
+    shims: importlib.abc.MetaPathFinder | None = None  # what hands that torch to the modules
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] != NAME:
             return None
-        if self.facades is None:
-            facade = sys.modules["sppo_megatron.megatron_cpu.shim"]
+        if self.shims is None:
+            shim = sys.modules["sppo_megatron.megatron_cpu.shim"]
             properties = types.SimpleNamespace(major=HOPPER[0], minor=HOPPER[1], multi_processor_count=1, name="a GPU")
-            facade.give_cpu_device(NAME, is_available=lambda: True, get_device_properties=lambda *_: properties)
-            facade._for_callers_within(torch.Tensor, "to", to_cpu)
+            shim.give_cpu_device(NAME, is_available=lambda: True, get_device_properties=lambda *_: properties)
+            shim._for_callers_within(torch.Tensor, "to", to_cpu)
             torch.Tensor.is_cuda = property(is_cuda)
-            self.facades = sys.meta_path.pop(0)
+            self.shims = sys.meta_path.pop(0)
         if name.startswith(LEFT_OUT):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        spec = self.facades.find_spec(name, path, target)
+        spec = self.shims.find_spec(name, path, target)
         if name == f"{NAME}.common":
             execute = spec.loader.exec_module
             spec.loader.exec_module = lambda module: (execute(module), leave_extension_alone(module))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sppo_megatron.cluster.heavy_imports import heavy_imports
+from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 
 MODULE = "many_objects"
 
@@ -39,23 +39,23 @@ def collections() -> int:
 
 def test_new_modules_are_left_out_of_collections(module: str) -> None:
     frozen, before = gc.get_freeze_count(), collections()
-    with heavy_imports():
+    with garbage_collection_paused():
         objects = importlib.import_module(module).objects
     assert collections() == before
     assert gc.isenabled() and gc.get_freeze_count() >= frozen + len(objects)
 
 
 def test_nothing_new_leaves_nothing_out(module: str) -> None:
-    with heavy_imports():
+    with garbage_collection_paused():
         importlib.import_module(module)
     node = weakref.ref(Node())
-    with heavy_imports():
+    with garbage_collection_paused():
         importlib.import_module(module)
     gc.collect()
     assert node() is None
 
 
 def test_a_failed_import_leaves_the_collector_on() -> None:
-    with pytest.raises(ImportError), heavy_imports():
+    with pytest.raises(ImportError), garbage_collection_paused():
         importlib.import_module("no_such_module")
     assert gc.isenabled()

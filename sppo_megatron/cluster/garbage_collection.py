@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def heavy_imports() -> Iterator[None]:
+def garbage_collection_paused() -> Iterator[None]:
     """Around the imports of a command: a million objects, all of which live as long as the process.
 
     Each full collection would visit every one of them, while they are made and ever after: a third of the CPU time of a

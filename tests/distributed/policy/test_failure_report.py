@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[3]
 RANK = """
 import torch.distributed as dist
 from sppo_megatron.policy.initialize import joined_job
-from sppo_megatron.cluster.failure_report import roll_call
-with joined_job(1), roll_call():
+from sppo_megatron.cluster.failure_report import failures_reported
+with joined_job(1), failures_reported():
     if dist.get_rank() == 1:
         raise KeyError("out of luck")
     dist.barrier()
