@@ -36,6 +36,11 @@ PAIRS = {
         "inpo": {"eta": 0.4, "ref_coef": 0.5, "epochs": 2},
     }.items()
 }
+GRPO = Settings(name="grpo", clip=0.02, kl_coef=0.1, epochs=2, minibatch_size=6)
+DAPO = Settings(name="grpo", clip=0.05, divide_by_std=False, token_mean=True, epochs=2, minibatch_size=5)
+GVPO = Settings(name="gvpo", eta=5.0, epochs=2, minibatch_size=8)
+MNPO = Settings(name="mnpo", eta=0.4, ref_coef=0.2, opponent=("qwen2-tied-earlier", 0.5), epochs=2, minibatch_size=4)
+PAPERS = {"grpo": GRPO, "dapo": DAPO, "gvpo": GVPO, "mnpo": MNPO}
 BALANCED = Settings(aux_loss_coeff=5.0)  # most of the gradient
 BALANCED_EACH = Settings(aux_loss_coeff=5.0, aux_of_each=True)
 
@@ -70,6 +75,8 @@ class Case:
             "objective.pairwise": s.pairwise or "null",
             "objective.beta": s.beta or "null",
             "objective.ref_coef": s.ref_coef,
+            "objective.name": s.name,
+            **_keys_of_papers(s, folder),
             "train.iterations": s.iterations,
             "train.prompts_per_iteration": s.groups_per_iteration,
             "train.epochs_per_iteration": s.epochs,
@@ -87,6 +94,21 @@ class Case:
             "output_dir": folder / "out" / self.name,
         }
         return [f"{key}={value}" for key, value in (values | self.overrides).items()]
+
+
+def _keys_of_papers(s: Settings, folder: Path) -> dict[str, object]:
+    if s.opponent is not None:
+        name, share = s.opponent
+        return {"objective.opponents": f"[{{path: {folder / name}, weight: {share}}}]"}
+    if s.name != "grpo":
+        return {}
+    return {
+        "objective.clip_low": s.clip,
+        "objective.clip_high": s.clip,
+        "objective.divide_by_std": str(s.divide_by_std).lower(),
+        "objective.token_agg": "token-mean" if s.token_mean else "sequence-mean",
+        "objective.kl_coef": s.kl_coef,
+    }
 
 
 CASES = [
@@ -119,6 +141,17 @@ CASES = [
     Case("dp2-overlapped-inpo", 2, {**OVERLAPPED, ROWS: 2}, settings=PAIRS["inpo"]),
     Case("tp2-pp2-vpp2-inpo", 4, {TP: 2, PP: 2, VPP: 2, ROWS: 2}, settings=PAIRS["inpo"]),
     Case("ep2-dp2-rebel", 4, {EP: 2, ROWS: 2}, "mixtral", settings=PAIRS["rebel"]),
+    *(Case(f"one-process-{name}", 1, {ROWS: 4}, settings=settings) for name, settings in PAPERS.items()),
+    *(
+        Case(f"{layout}-{name}", 2, sizes, settings=settings)
+        for layout, sizes in {
+            "tp2-sp-packed": {TP: 2, SP: "true", PACKED: 64},
+            "pp2": {PP: 2, ROWS: 4},
+            "cp2-packed": {CP: 2, PACKED: 64},
+            "dp2-packed": {PACKED: 48},
+        }.items()
+        for name, settings in PAPERS.items()
+    ),
     Case("tp2-unfused", 2, {TP: 2, ROWS: 2, **UNFUSED}),
     Case("tp2-sp-few-logits", 2, {TP: 2, SP: "true", PACKED: 48, **FEW_LOGITS}),
     Case("cp2-packed-unfused", 2, {CP: 2, PACKED: 64, **UNFUSED}),

@@ -56,12 +56,12 @@ CONFIGS = {
 }
 
 
-def make_model(kind: str, folder: Path, **sizes: int) -> Path:
+def make_model(kind: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
     """A random model with weights large enough that nothing is nearly linear, in Hugging Face format.
 
     sizes: fields of its configuration that are to be others.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = CONFIGS[kind]()
     config.update(sizes)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

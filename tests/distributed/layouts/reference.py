@@ -30,6 +30,12 @@ class Settings:
     baseline: str = "constant"
     length_weight: bool = False
     kimi_scale: bool = False
+    name: str = "sppo"
+    divide_by_std: bool = True
+    clip: float = 0.2
+    token_mean: bool = False
+    kl_coef: float = 0.0
+    opponent: tuple[str, float] | None = None  # a model beside the trained one, and its share
     pairwise: str | None = None
     beta: float | None = None
     ref_coef: float = 0.0
@@ -59,6 +65,10 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     """Trains in fp32 with sums of log-probs in float64."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     ref_model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    opponent = None
+    if settings.opponent:
+        folder = model_folder.parent / settings.opponent[0]
+        opponent = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(
         [
@@ -84,17 +94,19 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     for iteration in range(settings.iterations):
         first = iteration * settings.groups_per_iteration
         of_iteration = groups[first : first + settings.groups_per_iteration]
-        sequences = list(
-            _pair_sequences(of_iteration, settings) if settings.pairwise else _sequences(of_iteration, settings)
-        )
-        with torch.no_grad():
-            old = [_log_prob(model, prompt, response, settings.temperature) for prompt, response, _ in sequences]
-            ref = [_log_prob(ref_model, prompt, response, settings.temperature) for prompt, response, _ in sequences]
+        of_pairs = settings.pairwise or settings.name == "mnpo"
+        sequences = list((_pair_sequences if of_pairs else _SEQUENCES[settings.name])(of_iteration, settings))
+        old, ref = _frozen(model, sequences, settings), _frozen(ref_model, sequences, settings)
+        other = _frozen(opponent, sequences, settings) if opponent is not None else None
         for _ in range(settings.epochs):
             for begin in range(0, len(sequences), settings.minibatch_size):
                 chosen = range(begin, min(begin + settings.minibatch_size, len(sequences)))
-                if settings.pairwise:
-                    loss = _pair_loss(model, sequences, old, ref, chosen, settings)
+                if of_pairs:
+                    loss = _pair_loss(model, sequences, old, ref, chosen, settings, other)
+                elif settings.name == "grpo":
+                    loss = _grpo_loss(model, sequences, old, ref, chosen, settings)
+                elif settings.name == "gvpo":
+                    loss = _gvpo_loss(model, sequences, old, chosen, settings)
                 else:
                     loss = _loss(model, sequences, old, chosen, settings)
                 for parameters in optimizer.param_groups:
@@ -155,7 +167,52 @@ def _pair_sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[li
             yield group["prompt_token_ids"], responses[i]["token_ids"], terms
 
 
-def _pair_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.Tensor:
+def _reward_sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[list[int], list[int], tuple]]:
+    """(prompt, response, (number of its group, reward less the group's mean, divided or not)) in file order."""
+    for number, group in enumerate(groups):
+        rewards = np.array([response["reward"] for response in group["responses"]], dtype=np.float64)
+        advantages = rewards - rewards.mean()
+        if settings.name == "grpo" and settings.divide_by_std:
+            advantages = advantages / (rewards.std(ddof=1) + 1e-6)
+        for response, advantage in zip(group["responses"], advantages, strict=True):
+            yield group["prompt_token_ids"], response["token_ids"], (number, float(advantage))
+
+
+_SEQUENCES = {"sppo": _sequences, "grpo": _reward_sequences, "gvpo": _reward_sequences}
+
+
+def _grpo_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.Tensor:
+    """The mean over responses of the mean over their tokens, or over all tokens; one token at a time."""
+    of_responses, low, high = [], 1 - settings.clip, 1 + settings.clip
+    for i in chosen:
+        prompt, response, (_, advantage) = sequences[i]
+        if not response:
+            continue
+        new, losses = _token_log_probs(model, prompt, response, settings.temperature), []
+        for t in range(len(response)):
+            ratio = torch.exp(new[t] - old[i][t])
+            surrogate = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+            kl = torch.exp(ref[i][t] - new[t]) - (ref[i][t] - new[t]) - 1
+            losses.append(settings.kl_coef * kl - surrogate)
+        of_responses.append(torch.stack(losses))
+    if settings.token_mean:
+        return torch.cat(of_responses).mean()
+    return torch.stack([losses.mean() for losses in of_responses]).mean()
+
+
+def _gvpo_loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:
+    """The mean over groups of the squared differences of centred implicit rewards and rewards, over 2(K − 1)."""
+    losses, beta = [], 1 / settings.eta
+    for group in sorted({sequences[i][2][0] for i in chosen}):
+        own = [i for i in chosen if sequences[i][2][0] == group and sequences[i][1]]
+        implicit = [beta * (_log_prob(model, *sequences[i][:2], settings.temperature) - old[i]) for i in own]
+        centre = sum(implicit) / len(own)
+        squares = [(r - centre - sequences[i][2][1]) ** 2 for r, i in zip(implicit, own, strict=True)]
+        losses.append(sum(squares) / (2 * (len(own) - 1)))
+    return sum(losses) / len(losses)
+
+
+def _pair_loss(model, sequences, old, ref, chosen, settings: Settings, other=None) -> torch.Tensor:
     """The mean over pairs whose responses both have tokens; formulas as in the papers."""
     losses = []
     for i in chosen[::2]:
@@ -165,7 +222,7 @@ def _pair_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.
         s_w = _log_prob(model, prompt, winner, settings.temperature) - old[i]
         s_l = _log_prob(model, prompt, loser, settings.temperature) - old[i + 1]
         eta, beta = settings.eta, settings.beta or math.nan
-        match settings.pairwise:
+        match settings.pairwise or settings.name:
             case "sppo":
                 parts = [s_w - eta * (of_w["win_rate"] - 0.5), s_l - eta * (of_l["win_rate"] - 0.5)]
                 losses.append((parts[0] ** 2 + parts[1] ** 2) / 2)
@@ -183,12 +240,31 @@ def _pair_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.
             case "inpo":
                 pull = (old[i] - ref[i]) - (old[i + 1] - ref[i + 1])
                 losses.append((s_w - s_l + settings.ref_coef * pull - 1 / (2 * eta)) ** 2)
+            case "mnpo":
+                share = settings.opponent[1]
+                h = (1 - settings.ref_coef - share) * (s_w - s_l)
+                for weight, opponent in ((settings.ref_coef, ref), (share, other)):
+                    h = h + weight * ((s_w + old[i] - opponent[i]) - (s_l + old[i + 1] - opponent[i + 1]))
+                losses.append((h - 1 / (2 * eta)) ** 2)
     return sum(losses) / len(losses)
 
 
+@torch.no_grad()
+def _frozen(model: torch.nn.Module, sequences: list, settings: Settings) -> list[torch.Tensor]:
+    """Log-probs of each response, of each token of it for GRPO."""
+    log_probs = _token_log_probs if settings.name == "grpo" else _log_prob
+    return [log_probs(model, prompt, response, settings.temperature) for prompt, response, _ in sequences]
+
+
 def _log_prob(model: torch.nn.Module, prompt: list[int], response: list[int], temperature: float) -> torch.Tensor:
+    return _token_log_probs(model, prompt, response, temperature).sum()
+
+
+def _token_log_probs(
+    model: torch.nn.Module, prompt: list[int], response: list[int], temperature: float
+) -> torch.Tensor:
     logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / temperature
-    return torch.log_softmax(logits, -1).gather(1, torch.tensor(response, dtype=torch.int64)[:, None]).sum()
+    return torch.log_softmax(logits, -1).gather(1, torch.tensor(response, dtype=torch.int64)[:, None])[:, 0]
 
 
 def _loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:

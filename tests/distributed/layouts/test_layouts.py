@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("layouts")
     for kind in models.CONFIGS:
         models.make_model(kind, path / kind)
+    models.make_model("qwen2-tied", path / "qwen2-tied-earlier", seed=1)  # MNPO's opponent
     models.write_rollouts(path / "rollouts.jsonl")
     return path
 
