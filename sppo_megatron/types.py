@@ -1,7 +1,7 @@
 """What flows through the loop: prompts go in, groups of responses come out, scored groups are trained on.
 
-Everything here lives on the host. Token ids and log-probs are numpy arrays (int32 and float32), so that a million
-responses cost bytes per token and not Python objects per token.
+Everything here lives on the host and is frozen: what a later stage knows is a new object. Token ids and log-probs are
+numpy arrays (int32 and float32), so that a million responses cost bytes per token and not Python objects per token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
     """One prompt `x` with its ground truth `y*`.
 
@@ -35,7 +35,7 @@ class Prompt:
     source: str | None = None
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Response:
     """One response `y`, its end token included.
 
@@ -67,7 +67,7 @@ class Response:
         return len(self.token_ids) if self.loss_mask is None else int(self.loss_mask.sum())
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Group:
     """The K responses to one prompt.
 
