@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +35,7 @@ def load_prompts(
     config: DataConfig,
     require_answer: bool = False,
     split: Split = TRAIN_SPLIT,
+    check_answer: Callable[[str], None] | None = None,
 ) -> list[Prompt]:
     """Reads one prompt per record of what `read_records` takes; `Prompt.index` is its 0-based place among the records.
 
@@ -50,6 +51,7 @@ def load_prompts(
     or the rendered conversation if the file has messages, which are `Prompt.messages`. `Prompt.extra` holds the columns
     that no key names, as `to_plain` makes them; those that have no JSON are left out, with one warning.
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
+    check_answer: raises ValueError for an answer that the reward can't use, which makes its line a bad one.
     Prompts with half a surrogate pair, which have no tokens, and prompts of more than config.max_prompt_length tokens
     are dropped, with one warning that names or counts them.
 
@@ -61,7 +63,7 @@ def load_prompts(
             "data.apply_chat_template=true, but the tokenizer has no chat template; "
             "set data.apply_chat_template=false or use a tokenizer that has one"
         )
-    reader = _Reader(tokenizer, config, require_answer)
+    reader = _Reader(tokenizer, config, require_answer, check_answer)
     prompts: list[Prompt] = []
     problems: list[str] = []
     dropped: list[str] = []
@@ -100,10 +102,13 @@ def _listed(problems: list[str]) -> str:
 class _Reader:
     """left_out: why a column isn't in the prompts' extra, by its name."""
 
-    def __init__(self, tokenizer: Any, config: DataConfig, require_answer: bool) -> None:
+    def __init__(
+        self, tokenizer: Any, config: DataConfig, require_answer: bool, check_answer: Callable[[str], None] | None
+    ) -> None:
         self._tokenizer = tokenizer
         self._config = config
         self._require_answer = require_answer
+        self._check_answer = check_answer
         self._begin_ids = _begin_ids(tokenizer)
         self._used = {config.prompt_key, config.answer_key, config.response_key}
         self.left_out: dict[str, str] = {}
@@ -117,6 +122,8 @@ class _Reader:
         answer = _answer(column(record, config.answer_key), config.answer_key)
         if self._require_answer and answer is None:
             raise column_error(record, "no answer under", config.answer_key, "data.answer_key")
+        if self._check_answer is not None and answer is not None:
+            self._check_answer(answer)
         text, token_ids = self._chat(stored) if config.apply_chat_template else self._text(stored)
         if not token_ids:
             raise ValueError("the prompt has no tokens")

@@ -11,6 +11,7 @@ from sppo_megatron.rewards.judge import Judge
 from sppo_megatron.rewards.model_scorers import PairwiseModel, RewardModel
 from sppo_megatron.rewards.scorer import Outcome, Scorer, total, with_rewards
 from sppo_megatron.rewards.text import Decode
+from sppo_megatron.rewards.verifiers import ANSWER_CHECKS
 from sppo_megatron.types import Group
 
 
@@ -32,6 +33,13 @@ def build_scorer(config: RewardConfig, decode: Decode | None = None) -> Scorer:
     if config.kind == "mixture":
         return Mixture([_component(config, entry, decode) for entry in config.mixture])
     return RewardScorer(config, decode)
+
+
+def check_answer(config: RewardConfig, answer: str) -> None:
+    """Raises ValueError for the answer of a prompt that the reward can't compare responses with."""
+    for kind in (config.kind, *(entry["kind"] for entry in config.mixture)):
+        if kind in ANSWER_CHECKS:
+            ANSWER_CHECKS[kind](answer)
 
 
 class NoReward:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.numbers import last_number, same_number, whole_number
+from sppo_megatron.rewards.numbers import Number, last_number, same_number, whole_number
 
 
 class Score(NamedTuple):
@@ -34,16 +34,21 @@ def numeric(prompt: str, response: str, answer: str | None) -> Score:
 
     Integers must be equal; other numbers too, or within a relative 1e-6. See `numbers.last_number` for what is read.
     """
-    answer = _required(answer)
-    expected = whole_number(answer.rpartition("####")[2])
-    if expected is None:
+    expected = number_of_answer(_required(answer))
+    found = last_number(response)
+    correct = found is not None and same_number(found, expected)
+    return Score(float(correct), correct)
+
+
+def number_of_answer(answer: str) -> Number:
+    """The number that the whole answer is, apart from what stands before `####`. Raises ValueError if it isn't one."""
+    number = whole_number(answer.rpartition("####")[2])
+    if number is None:
         raise ValueError(
             f"the answer {answer[:80]!r} is as a whole no number (it holds no number, or more): "
             "reward.kind=math_verify compares expressions"
         )
-    found = last_number(response)
-    correct = found is not None and same_number(found, expected)
-    return Score(float(correct), correct)
+    return number
 
 
 def character_share(prompt: str, response: str, answer: str | None) -> Score:
@@ -106,3 +111,5 @@ VERIFIERS: dict[str, Verifier] = {
     "character_share": character_share,
     "math_verify": math_verify,
 }
+# Raise ValueError for an answer that no response can be compared with, so that prompts are refused before a run.
+ANSWER_CHECKS: dict[str, Callable[[str], object]] = {"numeric": number_of_answer}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.policy.model.bridge import BridgeModel
 from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.build import build_scorer, check_answer
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rollout.collector import Decode
 from sppo_megatron.rollout.registry import engine_kind, stored_kind
@@ -65,7 +66,7 @@ def read_inputs(config: Config) -> Inputs:
     model = open_model(config, folder, hf_config)
     check_layout(config.parallelism, **model.layout_sizes())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
-    decode = None if tokenizer is None else lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    decode = None if tokenizer is None else partial(tokenizer.decode, skip_special_tokens=True)
     scorer = build_scorer(config.reward, decode)
     kind = stored_kind(config)
     stored = kind.open(config) if kind is not None else None
@@ -113,7 +114,14 @@ def _prompts(
             f"{path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into that folder"
         )
     data = config.data if with_human_responses else replace(config.data, response_key=None)
-    prompts = load_prompts(path, tokenizer, data, require_answer=scorer.needs_answer, split=split)
+    prompts = load_prompts(
+        path,
+        tokenizer,
+        data,
+        require_answer=scorer.needs_answer,
+        split=split,
+        check_answer=partial(check_answer, config.reward),
+    )
     return drop_long_responses(prompts, config.rollout.max_response_length, path)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from datetime import date
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +12,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from sppo_megatron.config import DataConfig
+from sppo_megatron.config import DataConfig, RewardConfig
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rewards.build import check_answer
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role not in ('user', 'system') %}"
@@ -218,3 +220,19 @@ def test_halves_of_surrogate_pairs_cost_their_own_prompt(write, caplog):
 def test_what_would_be_changed_silently_is_refused(write, record, said):
     with pytest.raises(ConfigError, match=f"line 2: {said}"):
         load_prompts(write({"prompt": "one"}, record), make_tokenizer(), DataConfig())
+
+
+def test_answers_that_a_reward_cannot_use_are_bad_lines(write):
+    path = write(
+        {"prompt": "one", "answer": "#### 1,042"},
+        {"prompt": "two", "answer": "\\sqrt{2}"},
+        {"prompt": "three", "answer": "(3, 2)"},
+        {"prompt": "one"},
+    )
+    reward = RewardConfig(kind="mixture", mixture=[{"kind": "numeric", "weight": 1.0}])
+    with pytest.raises(ConfigError) as refused:
+        load_prompts(path, make_tokenizer(), DataConfig(), check_answer=partial(check_answer, reward))
+    message = str(refused.value)
+    assert "2 bad lines" in message and "line 2" in message and "line 3" in message and "math_verify" in message
+    everything = load_prompts(path, make_tokenizer(), DataConfig(), check_answer=partial(check_answer, RewardConfig()))
+    assert len(everything) == 4
