@@ -15,11 +15,11 @@ export OMP_NUM_THREADS=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # What lies in FOLDER is continued only if it was made by the same command.
 mkdir -p "$output"
 settings="K=${K:-5} $(cat "$output/prepared.sha256" 2>/dev/null || true) ${*:2}"
-if [ -e "$output/settings" ] && [ "$(cat "$output/settings")" != "$settings" ]; then
+[ -e "$output/settings" ] || printf '%s' "$settings" >"$output/settings"
+if [ "$(cat "$output/settings")" != "$settings" ]; then
     echo "$output holds the iterations of other settings: give another FOLDER" >&2
     exit 2
 fi
-printf '%s' "$settings" >"$output/settings"
 
 # The judge: vLLM's own server. Elsewhere it is another machine's, and JUDGE_URL says where.
 # shellcheck source=examples/judge/serve_judge.sh
