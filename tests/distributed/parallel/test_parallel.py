@@ -27,7 +27,8 @@ def case_names() -> list[str]:
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     path = tmp_path_factory.mktemp("parallel") / "results.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path}
     done = processes.run([*command, str(WORKER), str(path)], 300, env=environment)
     assert done.returncode == 0, f"{request.param} ranks ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return json.loads(path.read_text())
