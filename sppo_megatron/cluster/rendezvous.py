@@ -7,6 +7,7 @@ earlier one can have used. The number of restarts won't do: every node counts it
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from datetime import timedelta
@@ -14,6 +15,15 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from sppo_megatron.errors import LostRankError
+
+
+def has_launcher() -> bool:
+    """Whether this process is a rank that a launcher started: torchrun, or a script that sets the same variables.
+
+    A run of one process sets them, too, but for the port: a second run in that process has no launcher either.
+    """
+    alone = os.environ.get("WORLD_SIZE") == "1" and "MASTER_PORT" not in os.environ
+    return "RANK" in os.environ and not alone
 
 
 def attempt_store(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> dist.Store:

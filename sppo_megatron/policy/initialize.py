@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from sppo_megatron.cluster.rendezvous import attempt_store
+from sppo_megatron.cluster.rendezvous import attempt_store, has_launcher
 from sppo_megatron.config import ParallelismConfig
 
 
@@ -28,7 +28,7 @@ def initialize_distributed(timeout_minutes: int) -> None:
     """Joins the job's default process group: NCCL on GPUs, gloo on CPU. Without torchrun the world is one process."""
     if dist.is_initialized():
         return
-    if "RANK" not in os.environ:
+    if not has_launcher():
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         dist.init_process_group(_backend(), rank=0, world_size=1, store=dist.HashStore())
         return

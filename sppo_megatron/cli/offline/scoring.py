@@ -15,6 +15,7 @@ import torch.distributed as dist
 from sppo_megatron.cli.offline.batches import Batches, Shard
 from sppo_megatron.cli.offline.write import BatchWriter, Output
 from sppo_megatron.cluster.consensus import agreed
+from sppo_megatron.cluster.rendezvous import has_launcher
 from sppo_megatron.config import Config
 from sppo_megatron.data.digests import file_digest, model_digest
 from sppo_megatron.data.rollout_file import iterate_groups
@@ -135,7 +136,7 @@ def _decoder(hf_path: str) -> Decode | None:
 @contextlib.contextmanager
 def _process_group() -> Iterator[None]:
     """Under torchrun, gloo: what the ranks exchange are small objects of the host. Alone, nothing."""
-    if "RANK" not in os.environ or dist.is_initialized():
+    if not has_launcher() or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from sppo_megatron.cluster.rendezvous import attempt_store
+from sppo_megatron.cluster.rendezvous import attempt_store, has_launcher
 from sppo_megatron.errors import LostRankError
 
 
@@ -44,3 +44,20 @@ def test_a_store_of_an_earlier_attempt_shows_nothing():
         assert not stores[1].check(["address"])
         stores[0].set("address", str(attempt))
         assert stores[1].get("address") == str(attempt).encode()
+
+
+@pytest.mark.parametrize(
+    ("variables", "launched"),
+    [
+        ({}, False),
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}, False),  # of an earlier run in this process
+        ({"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}, True),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, True),  # without a port torch says what is missing
+    ],
+)
+def test_who_has_a_launcher(monkeypatch, variables, launched):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert has_launcher() is launched
