@@ -183,7 +183,7 @@ def _answer(answer: object, key: str) -> str | None:
     if isinstance(answer, str):
         return answer
     if isinstance(answer, (int, float, Decimal)) and not isinstance(answer, bool):
-        if not math.isfinite(answer):
+        if not isinstance(answer, int) and not math.isfinite(answer):
             raise ValueError(f"{key!r} is {answer}, which is no answer: give text, a number or null")
         return str(answer)
     raise ValueError(f"{key!r} is a JSON {json_name(answer)}, not text or a number")

@@ -21,6 +21,7 @@ from tests.unit.data.test_prompts import make_tokenizer
 many = settings(
     max_examples=int(os.environ.get("SPPO_FUZZ_EXAMPLES", "60")),
     deadline=None,
+    derandomize="SPPO_FUZZ_EXAMPLES" not in os.environ,  # in CI the same files every time
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
 

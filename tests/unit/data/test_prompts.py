@@ -236,3 +236,8 @@ def test_answers_that_a_reward_cannot_use_are_bad_lines(write):
     assert "2 bad lines" in message and "line 2" in message and "line 3" in message and "math_verify" in message
     everything = load_prompts(path, make_tokenizer(), DataConfig(), check_answer=partial(check_answer, RewardConfig()))
     assert len(everything) == 4
+
+
+def test_an_answer_of_any_size_is_taken_as_it_is(write):
+    (prompt,) = load_prompts(write({"prompt": "one", "answer": 10**400}), make_tokenizer(), DataConfig())
+    assert prompt.answer == "1" + "0" * 400
