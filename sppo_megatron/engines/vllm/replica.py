@@ -75,6 +75,10 @@ class VllmReplica:
         with _trainer_state_kept():
             with garbage_collection_paused():
                 from vllm import LLM
+            if settings.tensor_parallel_size > 1 and not on_gpu:
+                from sppo_megatron.engines.vllm.shared_memory import separate_shared_memory
+
+                separate_shared_memory()
             self._llm = LLM(**_engine_arguments(settings, world_size, on_gpu))
         self._is_asleep = False
         self.sleep()

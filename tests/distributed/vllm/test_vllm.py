@@ -6,6 +6,7 @@ Online runs of two iterations through the real command's code, one torchrun for 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+SHARED_MEMORY = Path("/dev/shm")
+
+
 @pytest.fixture(scope="module")
-def output_of(folder: Path):
+def left_by_a_killed_run() -> Iterator[None]:
+    """vLLM's own names of shared memory, which are the same in every run, are taken."""
+    names = [f"-tp:{count}-[0-1]-cpushm_{rank}" for count in range(12) for rank in (0, 1)]
+    made = [SHARED_MEMORY / name for name in names if not (SHARED_MEMORY / name).exists()]
+    for path in made:
+        path.touch()
+    yield
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def output_of(folder: Path, left_by_a_killed_run: None):
     """The output folder of a layout; all layouts of a world size run when the first is asked for."""
 
     def of(name: str) -> Path:
@@ -151,3 +167,8 @@ def test_samples_do_not_depend_on_the_replicas(output_of) -> None:
     """One engine over two ranks and two engines of one rank draw the same from the same weights."""
     one, two = (responses(output_of(name), 0) for name in ("pp2-qwen2-tied", "tp2-qwen2-tied"))
     assert [response["token_ids"] for _, response in one] == [response["token_ids"] for _, response in two]
+
+
+def test_no_shared_memory_stays(output_of) -> None:
+    output_of("tp2-qwen2")
+    assert not list(SHARED_MEMORY.glob("sppo-*"))
