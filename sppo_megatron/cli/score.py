@@ -16,9 +16,9 @@ from pathlib import Path
 
 from sppo_megatron.cli.offline_options import offline_parser, output_of, run_offline, shard_of
 from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
-from sppo_megatron.config.checks import check_scoring
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.rollout.registry import check_scoring
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

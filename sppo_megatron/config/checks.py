@@ -10,7 +10,6 @@ from sppo_megatron.config.objective import check_objective
 from sppo_megatron.config.optimizer import check_optimizer, check_overlap
 from sppo_megatron.config.parallelism import find_process_problems
 from sppo_megatron.config.precision import check_precision
-from sppo_megatron.config.reward import check_reward, check_scorer
 from sppo_megatron.config.rollout import check_rollout
 from sppo_megatron.config.schema import Config
 from sppo_megatron.config.values import check_values
@@ -21,7 +20,7 @@ def check_config(config: Config, world_size: int, *, generates: bool, more: Iter
     """Raises ConfigError listing every problem of the configuration for a job of world_size processes.
 
     generates: whether responses are sampled; False if stored ones are read. more: problems that others found, who know
-    the engines (`sppo_megatron.rollout.registry.check_run`).
+    the engines and the rewards (`sppo_megatron.rollout.registry.check_run`).
     """
     raise_problems(check_values(config))
     raise_problems(
@@ -30,7 +29,6 @@ def check_config(config: Config, world_size: int, *, generates: bool, more: Iter
             *more,
             *check_rollout(config, generates),
             *check_data(config.data),
-            *check_reward(config, generates),
             *check_checkpoint(config.checkpoint),
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),
@@ -53,8 +51,3 @@ def check_generation(config: Config, world_size: int, *, more: Iterable[str]) ->
             *check_precision(config),
         ]
     )
-
-
-def check_scoring(config: Config) -> None:
-    """As `check_config`, of what scoring alone reads."""
-    raise_problems([*check_values(config), *check_scorer(config.reward)])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,38 +16,50 @@ from sppo_megatron.rewards.function import PAIR_ARGUMENTS, RESPONSE_ARGUMENTS, U
 from sppo_megatron.rewards.preference import Pair, ordered_pairs, with_preference
 from sppo_megatron.rewards.scorer import Outcome, with_rewards
 from sppo_megatron.rewards.text import Decode, text_of, texts_of
-from sppo_megatron.rewards.verifiers import VERIFIERS, check_math_verify
-from sppo_megatron.rewards.worker import describe
+from sppo_megatron.rewards.verifiers import Verifier
+from sppo_megatron.rewards.worker import describe, pairwise_function, response_function, verifier_call
 from sppo_megatron.rewards.worker_pool import Call, WorkerPool
 from sppo_megatron.types import Group, Response
 
 logger = logging.getLogger(__name__)
-
-KINDS = (*VERIFIERS, "function")
-ISOLATED_KINDS = ("math_verify", "function")  # code that may hang or die: runs in worker processes
 
 
 class RewardScorer:
     """Scores responses one by one: each gets a reward, whatever the function does. A context manager; else `close` it.
 
     decode: token ids [length] int32 -> text without special tokens, for prompts and responses that carry no text.
-    Raises ConfigError for an unknown kind, a bad setting, or a function that can't be found; ImportError without
-    math-verify.
+    verifier: the function; None for the user's, config.function. prepare: given for a verifier that may hang or die,
+    which runs in worker processes, as the user's function does: what is called first, here and in each of them.
+    Raises ConfigError for a bad setting, or a function that can't be found; what `prepare` raises.
     """
 
     gives_preferences = False
 
-    def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
-        self._function = _check(config)
+    def __init__(
+        self,
+        config: RewardConfig,
+        decode: Decode | None = None,
+        verifier: Verifier | None = None,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
+        _check(config)
         self.config = config
         self.decode = decode
         self.metrics: dict[str, float] = {}
-        self._pool = WorkerPool(config) if config.kind in ISOLATED_KINDS else None
+        self._verifier = verifier
+        self._function: UserFunction | None = None
+        self._pool: WorkerPool | None = None
+        if verifier is None:
+            self._function = load_function(str(config.function))
+            self._pool = WorkerPool(config, partial(response_function, str(config.function)))
+        elif prepare is not None:
+            prepare()
+            self._pool = WorkerPool(config, partial(verifier_call, verifier, prepare))
 
     @property
     def needs_answer(self) -> bool:
         """Whether every prompt must have an answer."""
-        return self.config.kind != "function"
+        return self._verifier is not None
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """See `Scorer`.
@@ -96,7 +109,8 @@ class RewardScorer:
 
     def _call_inline(self, call: Call) -> Outcome:
         try:
-            score = VERIFIERS[self.config.kind](*call[0])
+            assert self._verifier is not None
+            score = self._verifier(*call[0])
         except Exception as error:
             return Outcome(None, None, describe(error))
         return Outcome(score.reward, score.correct)
@@ -107,19 +121,17 @@ class PairwiseFunction:
 
     metrics, of the last call: pairwise_function_questions, in both orders and equal ones counted once,
     pairwise_function_failed and pairwise_function_seconds.
-    Raises ConfigError if the function is missing, can't be found, or doesn't take these arguments.
+    Raises ConfigError if the function can't be found or doesn't take these arguments.
     """
 
     needs_answer = False
     gives_preferences = True
 
     def __init__(self, config: RewardConfig, decode: Decode | None = None) -> None:
-        if not config.function:
-            raise ConfigError('reward.kind=pairwise_function needs reward.function="module:name"')
-        self._function = load_function(config.function, PAIR_ARGUMENTS)
+        self._function = load_function(str(config.function), PAIR_ARGUMENTS)
         self._config = config
         self._decode = decode
-        self._pool = WorkerPool(config)
+        self._pool = WorkerPool(config, partial(pairwise_function, str(config.function)))
         self.metrics: dict[str, float] = {}
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
@@ -197,22 +209,10 @@ def _response_extras(response: Response) -> dict[str, Any]:
     }
 
 
-def _check(config: RewardConfig) -> UserFunction | None:
-    """The user's function, None for a kind of ours. Raises as RewardScorer."""
-    if config.kind not in KINDS:
-        raise ConfigError(f"reward.kind={config.kind!r} is not known; choose one of {', '.join(KINDS)}")
+def _check(config: RewardConfig) -> None:
     if config.num_workers < 1:
         raise ConfigError(f"reward.num_workers must be at least 1, got {config.num_workers}")
     if not config.timeout_s > 0:
         raise ConfigError(f"reward.timeout_s must be above 0 seconds, got {config.timeout_s}")
     if not np.isfinite(config.default):
         raise ConfigError(f"reward.default must be a finite number, got {config.default}")
-    if config.kind == "math_verify":
-        check_math_verify()
-    if config.kind == "function":
-        if not config.function:
-            raise ConfigError('reward.kind=function needs reward.function="module:name"')
-        return load_function(config.function)
-    if config.function:
-        raise ConfigError(f"reward.function is set, but reward.kind={config.kind}; set reward.kind=function")
-    return None

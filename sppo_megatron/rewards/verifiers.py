@@ -103,13 +103,3 @@ def _required(answer: str | None) -> str:
     if answer is None:
         raise ValueError("this reward needs the prompt's answer, which is missing (data.answer_key)")
     return answer
-
-
-VERIFIERS: dict[str, Verifier] = {
-    "exact_match": exact_match,
-    "numeric": numeric,
-    "character_share": character_share,
-    "math_verify": math_verify,
-}
-# Raise ValueError for an answer that no response can be compared with, so that prompts are refused before a run.
-ANSWER_CHECKS: dict[str, Callable[[str], object]] = {"numeric": number_of_answer}

@@ -7,29 +7,38 @@ from typing import Any
 
 from sppo_megatron.cluster.helper_processes import die_with_parent
 from sppo_megatron.rewards.function import PAIR_ARGUMENTS, load_function, to_probability, to_score
-from sppo_megatron.rewards.verifiers import VERIFIERS, Score, check_math_verify
+from sppo_megatron.rewards.verifiers import Score, Verifier
 
 MAX_ERROR_CHARACTERS = 500
 
-_reward: Callable[[Sequence[Any], Mapping[str, Any]], Any] | None = None
-_read: Callable[[Any], Score] = to_score  # what _reward returned
+Reward = Callable[[Sequence[Any], Mapping[str, Any]], Score]  # arguments by place, and by name
+
+_reward: Reward | None = None
 
 
-def start(kind: str, function: str | None) -> None:
+def start(load: Callable[[], Reward]) -> None:
     """Loads the reward before the first call, so that imports don't count against its timeout."""
-    global _reward, _read
+    global _reward
     die_with_parent()  # a reward that never returns would outlive a trainer that was killed
-    if kind == "function":
-        assert function is not None
-        _reward = load_function(function)
-    elif kind == "pairwise_function":
-        assert function is not None
-        _reward, _read = load_function(function, PAIR_ARGUMENTS), lambda result: Score(to_probability(result))
-    else:
-        verifier = VERIFIERS[kind]
-        _reward = lambda positional, named: verifier(*positional, **named)
-        if kind == "math_verify":
-            check_math_verify()
+    _reward = load()
+
+
+def response_function(path: str) -> Reward:
+    """The user's function of one response."""
+    function = load_function(path)
+    return lambda positional, named: to_score(function(positional, named))
+
+
+def pairwise_function(path: str) -> Reward:
+    """The user's function of two; the score's reward is the probability that the first wins."""
+    function = load_function(path, PAIR_ARGUMENTS)
+    return lambda positional, named: Score(to_probability(function(positional, named)))
+
+
+def verifier_call(verifier: Verifier, prepare: Callable[[], object]) -> Reward:
+    """A function of ours; prepare: its imports."""
+    prepare()
+    return lambda positional, named: verifier(*positional, **named)
 
 
 def ready() -> bool:
@@ -40,11 +49,11 @@ def ready() -> bool:
 def call(positional: Sequence[Any], named: Mapping[str, Any]) -> tuple[float | None, bool | None, str | None]:
     """(reward, correct, None), or (None, None, error) if the reward raised or returned something else.
 
-    The arguments are those of the function. A pairwise function's reward is the probability that the first wins.
+    The arguments are those of the function.
     """
     assert _reward is not None
     try:
-        score = _read(_reward(positional, named))
+        score = _reward(positional, named)
     except BaseException as error:  # sys.exit() and KeyboardInterrupt are the response's problem too
         return None, None, describe(error)
     return score.reward, score.correct, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -24,10 +24,14 @@ STALL_TIMEOUT_S = 120.0  # beyond a call's own timeout: a worker's restart
 
 
 class WorkerPool:
-    """config.num_workers processes, started at the first call, reused, and stopped by `close`."""
+    """config.num_workers processes, started at the first call, reused, and stopped by `close`.
 
-    def __init__(self, config: RewardConfig) -> None:
+    load: returns the reward in a worker, to which it is sent.
+    """
+
+    def __init__(self, config: RewardConfig, load: Callable[[], worker.Reward]) -> None:
         self.config = config
+        self._load = load
         self._pool: ProcessPool | None = None
 
     def run(self, calls: Sequence[Call]) -> list[Outcome]:
@@ -88,7 +92,7 @@ class WorkerPool:
                 max_workers=self.config.num_workers,
                 context=SpawnSessions(),
                 initializer=worker.start,
-                initargs=(self.config.kind, self.config.function),
+                initargs=(self._load,),
             )
             try:
                 self._pool.schedule(worker.ready).result(timeout=START_TIMEOUT_S)

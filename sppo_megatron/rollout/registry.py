@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks import check_config, check_generation
+from sppo_megatron.config.values import check_values
 from sppo_megatron.engines.kind import EngineKind
 from sppo_megatron.engines.megatron import MEGATRON
 from sppo_megatron.engines.registry import ENGINES
+from sppo_megatron.errors import raise_problems
+from sppo_megatron.rewards.registry import check_reward, check_scorer
 
 if TYPE_CHECKING:
     from sppo_megatron.rollout.source import GroupSource
@@ -69,8 +73,9 @@ def stored_kind(config: Config) -> StoredKind | None:
 
 def check_run(config: Config, world_size: int) -> None:
     """Raises ConfigError listing every problem of a training run of world_size processes."""
-    stored = stored_kind(config)
-    check_config(config, world_size, generates=stored is None, more=_problems(config, world_size))
+    generates = stored_kind(config) is None
+    more = chain(_problems(config, world_size), check_reward(config, generates))
+    check_config(config, world_size, generates=generates, more=more)
 
 
 def check_generating(config: Config, world_size: int) -> None:
@@ -79,6 +84,11 @@ def check_generating(config: Config, world_size: int) -> None:
     if stored is not None:
         problems.insert(0, f"rollout.engine={stored.name} makes no responses: choose {_listed(list(ENGINES))}")
     check_generation(config, world_size, more=problems)
+
+
+def check_scoring(config: Config) -> None:
+    """As `check_run`, of what scoring alone reads."""
+    raise_problems([*check_values(config), *check_scorer(config.reward)])
 
 
 def _problems(config: Config, world_size: int) -> Iterator[str]:

@@ -22,7 +22,7 @@ from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.policy.model.bridge import BridgeModel
 from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
-from sppo_megatron.rewards.build import build_scorer, check_answer
+from sppo_megatron.rewards.registry import build_scorer, check_answer
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rollout.collector import Decode
 from sppo_megatron.rollout.registry import engine_kind, stored_kind

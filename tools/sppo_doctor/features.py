@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -14,9 +16,11 @@ from sppo_megatron.config import Config
 from sppo_megatron.config.precision import find_fp8_problem
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.parallel.kernels import select_kernels
+from sppo_megatron.rewards.registry import kind_of, parts_of
 from sppo_megatron.rollout.registry import engine_kind
 
 AREA = "configuration"
+CONNECT_TIMEOUT_S = 3.0
 
 
 def check_features(config: Config) -> Iterator[Finding]:
@@ -47,12 +51,16 @@ def _rollout(config: Config) -> Iterator[Finding]:
 
 
 def _reward(config: Config) -> Iterator[Finding]:
-    if config.reward.kind == "math_verify":
-        yield _needs("reward.kind=math_verify", "math_verify", "pip install 'sppo-megatron[math]'")
-    if config.reward.kind == "function" and config.reward.function is not None:
-        module = config.reward.function.partition(":")[0]
-        fix = f"put {module} where Python finds it: the working folder or PYTHONPATH"
-        yield _needs(f"reward.function={config.reward.function}", module, fix)
+    for reward in parts_of(config.reward):
+        kind = kind_of(reward)
+        if kind.package is not None:
+            yield _needs(f"reward.kind={kind.name}", kind.package, kind.install)
+        if reward.function is not None and kind.takes == "function":
+            module = reward.function.partition(":")[0]
+            fix = f"put {module} where Python finds it: the working folder or PYTHONPATH"
+            yield _needs(f"reward.function={reward.function}", module, fix)
+        for url in kind.servers(reward):
+            yield _listens(f"reward.kind={kind.name}", url)
 
 
 def _kernels(config: Config) -> Iterator[Finding]:
@@ -92,6 +100,17 @@ def _needs(subject: str, module: str, fix: str) -> Finding:
     if found:
         return Finding(AREA, subject, OK, f"{module} is there")
     return Finding(AREA, subject, PROBLEM, f"{module} isn't installed", fix)
+
+
+def _listens(subject: str, url: str) -> Finding:
+    """Whether a server can be connected to; nothing is asked of it."""
+    address = urlsplit(url)
+    try:
+        port = address.port or {"https": 443}.get(address.scheme, 80)
+        socket.create_connection((address.hostname or "", port), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        return Finding(AREA, subject, PROBLEM, f"{url} can't be reached: {error}", "start the server, or mend its URL")
+    return Finding(AREA, subject, OK, f"{url} takes connections")
 
 
 def _try(subject: str, action: Callable[[], object]) -> Finding:

@@ -21,7 +21,7 @@ from sppo_megatron.data.digests import file_digest, model_digest
 from sppo_megatron.data.rollout_file import iterate_groups
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.rewards.scorer import Scorer, ScoringError, score_over_ranks
 from sppo_megatron.rewards.text import Decode
 from sppo_megatron.types import Group

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_scoring
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rollout.registry import check_generating, check_run
+from sppo_megatron.rollout.registry import check_generating, check_run, check_scoring
 
 
 @pytest.fixture

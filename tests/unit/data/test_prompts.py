@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from sppo_megatron.config import DataConfig, RewardConfig
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.build import check_answer
+from sppo_megatron.rewards.registry import check_answer
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role not in ('user', 'system') %}"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sppo_megatron.config import RewardConfig
-from sppo_megatron.rewards.function_scorers import PairwiseFunction, RewardScorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 
 HOSTILE = """
@@ -87,7 +87,7 @@ def test_each_failure_costs_its_own_response(rewards_folder, caplog):
     texts = [text for number, kind in enumerate(bad) for text in (str(number), kind)] + ["99"]
     groups = [make_group(*texts[:9], prompt="a"), make_group(*texts[9:])]
     config = function_config("hostile_rewards:hostile", timeout_s=0.5, default=-2.0)
-    with RewardScorer(config) as scorer, caplog.at_level(logging.WARNING):
+    with build_scorer(config) as scorer, caplog.at_level(logging.WARNING):
         groups = scorer.score(groups)
     responses = [response for group in groups for response in group.responses]
     assert [response.text for response in responses] == texts
@@ -108,7 +108,7 @@ def test_each_failure_costs_its_own_response(rewards_folder, caplog):
 def test_a_row_of_deaths_breaks_nothing(rewards_folder):
     """Now and then the pool itself breaks when a worker dies at once; the blame must still fall on the right one."""
     texts = ["1", "die", "die", "2", "die", "3"]
-    with RewardScorer(function_config("hostile_rewards:hostile", num_workers=2)) as scorer:
+    with build_scorer(function_config("hostile_rewards:hostile", num_workers=2)) as scorer:
         (group,) = scorer.score([make_group(*texts)])
     for response in group.responses:
         assert (response.error is None) == (response.text != "die"), response
@@ -117,7 +117,7 @@ def test_a_row_of_deaths_breaks_nothing(rewards_folder):
 
 def test_a_pool_whose_workers_were_killed_between_calls_is_replaced(rewards_folder):
     """As the system does when memory runs out: no response is to blame, and none may pay."""
-    with RewardScorer(function_config("hostile_rewards:hostile", num_workers=1)) as scorer:
+    with build_scorer(function_config("hostile_rewards:hostile", num_workers=1)) as scorer:
         scorer.score([make_group("1")])
         for process in workers_of(os.getpid()):
             process.kill()
@@ -127,7 +127,7 @@ def test_a_pool_whose_workers_were_killed_between_calls_is_replaced(rewards_fold
 
 
 def test_workers_start_once_and_end_with_close(rewards_folder):
-    scorer = RewardScorer(function_config("hostile_rewards:process_id", num_workers=2))
+    scorer = build_scorer(function_config("hostile_rewards:process_id", num_workers=2))
     assert not workers_of(os.getpid()), "workers must start lazily"
     processes = set()
     for _ in range(3):
@@ -142,7 +142,7 @@ def test_workers_start_once_and_end_with_close(rewards_folder):
 def test_a_function_that_only_imports_in_the_trainer_ends_the_run(rewards_folder):
     """Every response would get the default: no training on that."""
     with (
-        RewardScorer(function_config("picky_rewards:only_in_the_trainer", num_workers=1)) as scorer,
+        build_scorer(function_config("picky_rewards:only_in_the_trainer", num_workers=1)) as scorer,
         pytest.raises(RuntimeError, match="picky_rewards:only_in_the_trainer' don't start"),
     ):
         scorer.score([make_group("a")])
@@ -153,11 +153,11 @@ RAN = True
 print("main runs")
 import numpy as np
 from sppo_megatron.config import RewardConfig
-from sppo_megatron.rewards.function_scorers import RewardScorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 config = RewardConfig(kind="function", function="hostile_rewards:{function}", num_workers=1, timeout_s=1000.0)
 group = Group(Prompt(0, np.array([1]), "p"), [Response(np.array([1]), "{text}")])
-with RewardScorer(config) as scorer:
+with build_scorer(config) as scorer:
     print(scorer.score([group])[0].responses[0].reward)
 """
 
@@ -200,7 +200,7 @@ def workers_of(pid):
 
 def test_built_in_rewards_score_inline():
     group = make_group("1284", "12", " 1284 ", answer="1284")
-    with RewardScorer(RewardConfig(kind="character_share")) as scorer:
+    with build_scorer(RewardConfig(kind="character_share")) as scorer:
         [group] = scorer.score([group])
     assert not workers_of(os.getpid())
     assert [(r.reward, r.correct) for r in group.responses] == [(1.0, True), (0.5, False), (1.0, True)]
@@ -227,7 +227,7 @@ def test_a_function_gets_what_it_asks_for(tmp_path, monkeypatch):
     messages = [{"role": "user", "content": "hi"}]
     prompt = Prompt(0, np.array([5]), "hi", messages=messages, extra={"tests": [1, {"a": None}]}, source="math")
     masked = Response(np.array([1, 2]), "x", finish_reason="length", loss_mask=np.array([True, False]))
-    with RewardScorer(function_config("recorder_rewards:everything", num_workers=1)) as scorer:
+    with build_scorer(function_config("recorder_rewards:everything", num_workers=1)) as scorer:
         [group] = scorer.score([Group(prompt, [masked, Response(np.array([3]), "y")])])
     first, second = (json.loads(r.error.removeprefix("ValueError: ")) for r in group.responses)
     shared = {"messages": messages, "extra": {"tests": [1, {"a": None}]}, "source": "math", "group": ["x", "y"]}
@@ -236,7 +236,7 @@ def test_a_function_gets_what_it_asks_for(tmp_path, monkeypatch):
 
     prompt = Prompt(0, np.array([5]), "hi", extra={"a": 3, "bb": 1})
     responses = [Response(np.arange(len(text)), text) for text in ("a", "bb")]
-    scorer = PairwiseFunction(RewardConfig(kind="pairwise_function", function="recorder_rewards:of_two"))
+    scorer = build_scorer(RewardConfig(kind="pairwise_function", function="recorder_rewards:of_two"))
     [group] = scorer.score([Group(prompt, responses)])
     scorer.close()
     np.testing.assert_allclose(group.preference, [[0.5, 0.75], [0.25, 0.5]])
@@ -278,7 +278,7 @@ def left_of(folder):
 
 def test_what_a_reward_started_ends_with_its_worker(orphans_folder):
     """It timed out, also with a child in a session of its own; it died; it forgot a child until the pool was closed."""
-    with RewardScorer(function_config("orphan_rewards:score", num_workers=1, timeout_s=2.0)) as scorer:
+    with build_scorer(function_config("orphan_rewards:score", num_workers=1, timeout_s=2.0)) as scorer:
         [group] = scorer.score([make_group("hang", "hang alone", "die", "forget")])
         assert [response.error is None for response in group.responses] == [False, False, False, True]
         assert len(list((orphans_folder / "pids").iterdir())) == 4 and len(left_of(orphans_folder)) <= 1
@@ -313,7 +313,7 @@ def test_an_error_that_no_file_could_hold_costs_its_own_sample(tmp_path, monkeyp
     )
     (tmp_path / "surrogate_rewards.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    with RewardScorer(function_config("surrogate_rewards:score", num_workers=1)) as scorer:
+    with build_scorer(function_config("surrogate_rewards:score", num_workers=1)) as scorer:
         groups = scorer.score([make_group("x", "smile \ud83d")])
     assert [response.error for response in groups[0].responses] == ["AssertionError: printed caf\\udce9"] * 2
     groups[0].responses[0].error.encode("utf-8")
@@ -321,7 +321,7 @@ def test_an_error_that_no_file_could_hold_costs_its_own_sample(tmp_path, monkeyp
 
 def test_a_missing_answer_is_recorded_not_raised(caplog):
     groups = [make_group("7", answer=None), make_group("7", answer="7")]
-    groups = RewardScorer(RewardConfig(kind="numeric", default=-1.0)).score(groups)
+    groups = build_scorer(RewardConfig(kind="numeric", default=-1.0)).score(groups)
     first, second = groups[0].responses[0], groups[1].responses[0]
     assert (first.reward, first.correct) == (-1.0, False)
     assert "answer_key" in first.error
@@ -332,7 +332,7 @@ def test_a_missing_answer_is_recorded_not_raised(caplog):
 def test_math_verify_in_workers():
     pytest.importorskip("math_verify")
     group = make_group(r"so $\frac{1}{2}$", "2", answer="0.5")
-    with RewardScorer(RewardConfig(kind="math_verify", num_workers=1, timeout_s=60.0)) as scorer:
+    with build_scorer(RewardConfig(kind="math_verify", num_workers=1, timeout_s=60.0)) as scorer:
         [group] = scorer.score([group])
     assert [(r.reward, r.correct, r.error) for r in group.responses] == [(1.0, True, None), (0.0, False, None)]
 
@@ -340,29 +340,29 @@ def test_math_verify_in_workers():
 def test_an_old_error_is_forgotten_when_scored_again():
     group = make_group("7", answer="7")
     group = Group(group.prompt, [replace(group.responses[0], error="old")])
-    [group] = RewardScorer(RewardConfig(kind="exact_match")).score([group])
+    [group] = build_scorer(RewardConfig(kind="exact_match")).score([group])
     assert group.responses[0].error is None
 
 
 def test_text_is_decoded_where_it_is_missing():
     group = make_group(None, answer="1,2")
     with pytest.raises(ValueError, match="without text"):
-        RewardScorer(RewardConfig()).score([group])
-    [group] = RewardScorer(RewardConfig(), decode=lambda ids: ",".join(map(str, ids))).score([group])
+        build_scorer(RewardConfig()).score([group])
+    [group] = build_scorer(RewardConfig(), decode=lambda ids: ",".join(map(str, ids))).score([group])
     assert group.responses[0].reward == 1.0
 
 
 def test_no_groups():
-    assert RewardScorer(RewardConfig()).score([]) == []
+    assert build_scorer(RewardConfig()).score([]) == []
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (RewardConfig(kind="exact"), "choose one of exact_match, numeric, character_share, math_verify, function"),
-        (RewardConfig(kind="function"), 'reward.function="module:name"'),
+        (RewardConfig(kind="function"), "reward.function=module:name"),
         (RewardConfig(kind="function", function="nowhere_at_all:f"), "cannot import"),
-        (RewardConfig(function="m:f"), "set reward.kind=function"),
+        (RewardConfig(function="m:f"), "reward.kind=function or"),
         (RewardConfig(num_workers=0), "num_workers"),
         (RewardConfig(timeout_s=0.0), "timeout_s"),
         (RewardConfig(default=float("nan")), "default"),
@@ -370,4 +370,4 @@ def test_no_groups():
 )
 def test_a_wrong_setting_is_found_at_construction(config, message):
     with pytest.raises(ValueError, match=message):
-        RewardScorer(config)
+        build_scorer(config)

@@ -10,7 +10,7 @@ import pytest
 from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.objective.sppo import Sppo
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sppo_megatron.config import RewardConfig
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 
 

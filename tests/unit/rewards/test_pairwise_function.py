@@ -10,7 +10,7 @@ import pytest
 from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.objective.sppo import Sppo
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 
 PREFERENCES = """
@@ -102,7 +102,7 @@ def test_each_failure_is_a_tie_of_its_own_pairs(caplog):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (None, 'reward.kind=pairwise_function needs reward.function="module:name"'),
+        (None, "pairwise_function and reward.function=module:name belong together"),
         ("own_preferences:of_one_response", r"is called as f\(prompt, first, second, answer\), which .* refuses"),
         ("own_preferences:shorter", "has no 'shorter'"),
     ],

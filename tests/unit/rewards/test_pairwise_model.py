@@ -11,7 +11,7 @@ from transformers import LlamaForSequenceClassification
 from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import RewardConfig, RewardModelConfig
 from sppo_megatron.objective.sppo import Sppo
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.types import Group, Prompt, Response
 from tests.unit.rewards.tiny_classifiers import ids_of, plain_logit, save_decoder
 

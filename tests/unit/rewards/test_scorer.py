@@ -11,7 +11,7 @@ import pytest
 from sppo_megatron.batch.targets import build_targets
 from sppo_megatron.config import JudgeConfig, RewardConfig
 from sppo_megatron.objective.sppo import Sppo
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.rewards.scorer import Outcome, ScoringError, score_over_ranks, with_rewards
 from sppo_megatron.types import Group, Prompt, Response
 from tests.unit.rewards.endpoint import Endpoint, completion

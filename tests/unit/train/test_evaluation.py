@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.build import build_scorer
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.train.evaluation import Evaluator, judged_by
 from sppo_megatron.types import Group, Prompt, Response
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 
 from sppo_doctor import features
 from sppo_doctor.features import check_features
-from sppo_megatron.config import Config
+from sppo_megatron.config import Config, JudgeConfig
 
 
 def find(**values: object) -> dict:
@@ -92,6 +94,22 @@ def test_what_is_not_installed_is_a_problem(values, subject, module, monkeypatch
     finding = find(**values)[subject]
     assert finding.status == "problem" and f"{module} isn't installed" in finding.text
     assert finding.fix.startswith("pip install")
+
+
+def test_a_judge_is_looked_for():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        judge = JudgeConfig(urls=[url])
+        finding = find(reward__kind="judge", reward__judge=judge)["reward.kind=judge"]
+        assert (finding.status, finding.text) == ("ok", f"{url} takes connections")
+    finding = find(reward__kind="judge", reward__judge=judge)["reward.kind=judge"]
+    assert finding.status == "problem" and f"{url} can't be reached" in finding.text and finding.fix
+
+
+def test_every_part_of_a_mixture_is_looked_at():
+    mixture = [{"kind": "math_verify", "weight": 1.0}, {"kind": "function", "function": "json:loads", "weight": 1.0}]
+    subjects = set(find(reward__kind="mixture", reward__mixture=mixture))
+    assert subjects >= {"reward.kind=math_verify", "reward.function=json:loads"}
 
 
 def test_triton_kernels_on_a_cpu(monkeypatch):

@@ -1,11 +1,12 @@
-"""Every mistake with a reward has a message that names the key and the way out."""
+"""Every mistake with a reward has a message that names the key and the way out; one entry adds a reward."""
 
 from __future__ import annotations
 
 import pytest
 
-from sppo_megatron.config import Config
-from sppo_megatron.config.reward import check_reward
+from sppo_megatron.config import Config, RewardConfig
+from sppo_megatron.rewards.mixture import NoReward
+from sppo_megatron.rewards.registry import REWARDS, RewardKind, build_scorer, check_answer, check_reward
 
 URLS = ["http://127.0.0.1:8000", "https://judge.example/"]
 
@@ -94,3 +95,53 @@ def test_bad(settings, said):
     [message] = problems(**settings)
     for text in said:
         assert text in message
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"kind": "exact"}, "reward.kind='exact' is not known: choose one of exact_match, numeric"),
+        (
+            {"kind": "mixture", "mixture": [{"kind": "reward_model", "weight": 1.0}], "model": {"path": "here"}}
+            | {"objective": {"length_reward_weight": 0.1}},
+            "reward.kind=mixture doesn't say",
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_kind_says_of_itself_is_asked(reward, said):
+    [message] = problems(**reward)
+    assert said in message
+
+
+def test_one_entry_adds_a_kind(monkeypatch):
+    """It is checked, mixed, built and asked about answers by what its entry says."""
+
+    def check(reward):
+        if reward.default:
+            yield "louder takes no default"
+
+    def refuse(answer):
+        raise ValueError(f"not {answer}")
+
+    built = []
+    louder = RewardKind(
+        "louder",
+        lambda reward, decode: built.append(reward) or NoReward(),
+        takes="function",
+        can_be_mixed=True,
+        says_correct=True,
+        check=check,
+        check_answer=refuse,
+    )
+    monkeypatch.setitem(REWARDS, "louder", louder)
+    mixed = entry(kind="louder", function="m:f", weight=1)
+    assert problems(**mixed, objective={"length_reward_weight": 0.1}) == []
+    assert problems(**mixed, default=1.0) == ["reward.mixture[1]: louder takes no default"]
+    [missing] = problems(kind="louder")
+    assert missing.startswith("reward.kind=function or pairwise_function or louder and reward.function=module:name")
+    reward = RewardConfig(**mixed)
+    build_scorer(reward)
+    assert [part.function for part in built] == ["m:f"]
+    with pytest.raises(ValueError, match="not 7"):
+        check_answer(reward, "7")

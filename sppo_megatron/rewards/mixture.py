@@ -1,45 +1,12 @@
-"""The configured scorer, and those that are made of others or of nothing."""
+"""Rewards that are made of others, or of nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from sppo_megatron.config import RewardConfig
-from sppo_megatron.rewards.function_scorers import PairwiseFunction, RewardScorer
-from sppo_megatron.rewards.judge import Judge
-from sppo_megatron.rewards.model_scorers import PairwiseModel, RewardModel
 from sppo_megatron.rewards.scorer import Outcome, Scorer, total, with_rewards
-from sppo_megatron.rewards.text import Decode
-from sppo_megatron.rewards.verifiers import ANSWER_CHECKS
 from sppo_megatron.types import Group
-
-
-def build_scorer(config: RewardConfig, decode: Decode | None = None) -> Scorer:
-    """decode: for prompts and responses that carry no text. Doesn't communicate with other ranks.
-
-    Raises ConfigError, with what to change, as a kind's constructor does.
-    """
-    if config.kind == "judge":
-        return Judge(config.judge, decode)
-    if config.kind == "reward_model":
-        return RewardModel(config, decode)
-    if config.kind == "pairwise_model":
-        return PairwiseModel(config, decode)
-    if config.kind == "pairwise_function":
-        return PairwiseFunction(config, decode)
-    if config.kind == "none":
-        return NoReward()
-    if config.kind == "mixture":
-        return Mixture([_component(config, entry, decode) for entry in config.mixture])
-    return RewardScorer(config, decode)
-
-
-def check_answer(config: RewardConfig, answer: str) -> None:
-    """Raises ValueError for the answer of a prompt that the reward can't compare responses with."""
-    for kind in (config.kind, *(entry["kind"] for entry in config.mixture)):
-        if kind in ANSWER_CHECKS:
-            ANSWER_CHECKS[kind](answer)
 
 
 class NoReward:
@@ -108,11 +75,3 @@ class Mixture:
         correct = next((response.correct for response in responses if response.correct is not None), None)
         errors = [f"{component.name}: {response.error}" for component, response in named if response.error is not None]
         return Outcome(reward, correct, "; ".join(errors) or None)
-
-
-def _component(config: RewardConfig, entry: dict, decode: Decode | None) -> Component:
-    """An entry's kind and function; every other setting is the reward's own."""
-    function = entry.get("function")
-    scorer = build_scorer(replace(config, kind=entry["kind"], function=function, mixture=[]), decode)
-    name = entry["kind"] if function is None else function.rpartition(":")[2]
-    return Component(name, float(entry["weight"]), scorer)
