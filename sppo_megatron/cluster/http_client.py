@@ -204,9 +204,11 @@ class HttpClient:
         return wait_for(self.call("POST", path, body, timeout_s))
 
     def is_healthy(self) -> bool:
-        """Whether the server answers and its engine lives."""
+        """Whether the server answers and its engine lives. Raises AccessError if it wants another key."""
         try:
             self.get("/health")
+        except AccessError:
+            raise
         except (ServerError, RequestError):
             return False
         return True

@@ -30,11 +30,23 @@ class BroadcastLink:
 
     @staticmethod
     def listen(host: str, world_size: int, timeout_s: float) -> tuple[int, dist.TCPStore]:
-        """(port, store) that the others join; `open` completes the sender's side. Doesn't wait for them."""
+        """(port, store) that the others join; `open` completes the sender's side. Doesn't wait for them.
+
+        host: an address of this machine, the only one that is listened on. A store by itself takes all of them.
+        """
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family, backlog=max(world_size, 128))
+        port: int = listener.getsockname()[1]
         store = dist.TCPStore(
-            host, 0, world_size, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+            host,
+            port,
+            world_size,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_s),
+            master_listen_fd=listener.detach(),
         )
-        return store.port, store
+        return port, store
 
     @staticmethod
     def open(store: dist.TCPStore, host: str, world_size: int, device: torch.device, timeout_s: float) -> BroadcastLink:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sppo_megatron.cluster.http_client import RequestError, ServerError, wait_for
+from sppo_megatron.cluster.http_client import AccessError, RequestError, ServerError, wait_for
 from sppo_megatron.cluster.server_pool import NoServerLeft
 from sppo_megatron.engines.base import Continuation, Engine, Request
 from sppo_megatron.engines.fingerprint import check_version
@@ -52,13 +52,17 @@ class VllmServersEngine(Engine):
         self._weights = "as started"  # what the servers sample from: version and checksum
 
     def check_servers(self, params: SamplingParams, take_weights: bool = True) -> None:
-        """Raises ConfigError if no server answers, or one can't take weights or reports other log-probs.
+        """Raises ConfigError if no server answers, or one wants another key, can't take weights or reports other
+        log-probs.
 
         params: what will be sampled with. take_weights: whether they will be given any.
         """
 
         def check() -> None:
-            healthy = [client for client in self._pool.clients if client.is_healthy()]
+            try:
+                healthy = [client for client in self._pool.clients if client.is_healthy()]
+            except AccessError as error:
+                raise ConfigError(str(error)) from error
             if not healthy:
                 urls = ", ".join(client.url for client in self._pool.clients)
                 raise ConfigError(f"no rollout server answers at {urls}: start them with `sppo serve --model ...`")
