@@ -100,7 +100,7 @@ def command(options: argparse.Namespace, port: int) -> list[str]:
     if options.max_model_len is not None:
         arguments |= {"--max-model-len": options.max_model_len}
     pairs = [str(text) for pair in arguments.items() for text in pair]
-    eager = [] if torch.cuda.is_available() else ["--enforce-eager"]
+    eager = [] if torch.cuda.is_available() else ["--enforce-eager", "--no-enable-chunked-prefill"]
     quiet = ["--disable-uvicorn-access-log"]
     # The last one counts: nothing in the user's arguments takes these back.
     guarded = ["--host", options.host, "--port", str(port), "--middleware", f"{Guard.__module__}.{Guard.__qualname__}"]

@@ -27,7 +27,16 @@ from tests.forked.job import Job, send, socket_pair
 
 ROOT = Path(__file__).parents[2]
 FORKS = sys.platform == "linux" and os.environ.get("SPPO_TEST_FORK") != "0"
-READ_WHEN_USED = ("COLUMNS", "GLOO_SOCKET_IFNAME", "MASTER_ADDR", "MASTER_PORT", "PWD", "RANK", "WORLD_SIZE")
+READ_WHEN_USED = (
+    "COLUMNS",
+    "GLOO_SOCKET_IFNAME",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PWD",
+    "RANK",
+    "VLLM_API_KEY",
+    "WORLD_SIZE",
+)
 READ_WHEN_USED_PREFIXES = ("PYTEST_", "SPPO_", "TORCHINDUCTOR_")
 TRAINING = ("sppo_megatron.train.build", "sppo_megatron.train.command", "torch.distributed.run")
 VLLM = ("tests.forked.vllm_imports",)

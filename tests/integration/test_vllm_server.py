@@ -1,15 +1,18 @@
 """Rollouts by real vLLM servers: the same training as in process, and servers that die.
 
-Three servers: two for the trainer, a third, with an API key and log-probs from before the temperature, that must be
-refused if that matters. The tests that kill servers come last.
+Three servers: two for the trainer, with a key that was made for them, a third, with a key of the user's and log-probs
+from before the temperature, that must be refused if that matters. The tests that kill servers come last.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -39,9 +42,16 @@ class Servers:
             text=True,
         )
 
-    def wait(self) -> str:
-        """What it printed once all of its servers answered."""
-        return self._process.stdout.readline().strip()
+    def wait(self) -> list[str]:
+        """The lines that it printed once all of its servers answered."""
+        lines = [self._process.stdout.readline().strip()]
+        while lines[-1] and not lines[-1].startswith("rollout.engine"):
+            lines.append(self._process.stdout.readline().strip())
+        return lines
+
+    def processes(self) -> list[psutil.Process]:
+        """What `sppo serve` started, and what that started."""
+        return psutil.Process(self._process.pid).children(recursive=True)
 
     def kill(self, port: int) -> None:
         """SIGKILL to the server on a port, and to its workers."""
@@ -63,15 +73,20 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def servers(task: Path):
+    """The made key is in the environment of the tests, as the printed line puts it into a user's."""
     both: list[Servers] = []
     try:
-        both.append(Servers(task / "start", 8411, 2))
+        # 64 tokens of a step: prompts that come together don't fit in one
+        both.append(Servers(task / "start", 8411, 2, "--", "--max-num-batched-tokens", "64"))
         both.append(Servers(task / "start", 8421, 1, "--", "--logprobs-mode", "raw_logprobs", env=KEY))
-        printed = [each.wait() for each in both]
-        assert printed[0] == (
-            "rollout.engine=vllm_server 'rollout.server.urls=[http://127.0.0.1:8411,http://127.0.0.1:8412]'"
-        )
-        yield both
+        [made, given], [of_the_users] = [each.wait() for each in both]
+        assert given == "rollout.engine=vllm_server 'rollout.server.urls=[http://127.0.0.1:8411,http://127.0.0.1:8412]'"
+        assert KEY["VLLM_API_KEY"] not in of_the_users
+        name, _, key = made.removeprefix("export ").partition("=")
+        assert name == "VLLM_API_KEY" and len(key) >= 32
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, key)
+            yield both
     finally:
         for each in both:
             each.close()
@@ -118,6 +133,35 @@ def assert_same(one: Path, other: Path) -> None:
     assert len(expected) == len(found) == 9
     for a, b in zip(expected, found, strict=True):
         assert a == pytest.approx(b, rel=2e-4, abs=1e-6)
+
+
+def status_of(path: str, key: str | None, method: str = "POST", body: bytes = b"{}") -> int:
+    """What the first server answers."""
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+    request = urllib.request.Request(f"http://127.0.0.1:8411{path}", body, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_nobody_gets_in_without_the_key(servers) -> None:
+    """Each path that vLLM has, its control endpoints too; and with the key no method of a worker but ours."""
+    key = os.environ["VLLM_API_KEY"]
+    request = urllib.request.Request("http://127.0.0.1:8411/openapi.json", headers={"Authorization": f"Bearer {key}"})
+    paths = json.load(urllib.request.urlopen(request, timeout=60))["paths"]
+    controls = {"/collective_rpc", "/pause", "/start_weight_update", "/init_weight_transfer_engine", "/update_weights"}
+    assert controls <= paths.keys() and "/v1/completions" in paths
+    for path in (*paths, "/metrics", "/docs", "/openapi.json", "/collective_rpc/", "//collective_rpc"):
+        for method in ("GET", "POST", "OPTIONS"):
+            for wrong in (None, "", KEY["VLLM_API_KEY"], key[:-1]):
+                assert status_of(path, wrong, method) == 401, (path, method)
+    for method, status in (("sppo_report", 200), ("sppo_load", 403), ("load_model", 403), ("shutdown", 403)):
+        assert status_of("/collective_rpc", key, body=json.dumps({"method": method}).encode()) == status
+    assert status_of("/health", key, "GET") == 200
+    for process in servers[0].processes():
+        assert key not in " ".join(process.cmdline()), "every user of the machine can read a command line"
 
 
 def test_generation_without_a_trainer(task: Path, servers, tmp_path: Path) -> None:
@@ -197,7 +241,7 @@ def test_temperature_and_log_probs(task: Path, servers, reference: Path, tmp_pat
 def test_api_key(task: Path, servers, tmp_path: Path) -> None:
     done = train(overrides(task, tmp_path / "run", **{"rollout.server.urls": urls(8421), "rollout.temperature": 0.7}))
     assert done.returncode == 2 and "401" in done.stderr and "rollout.server.api_key_env" in done.stderr
-    assert KEY["VLLM_API_KEY"] not in done.stderr
+    assert KEY["VLLM_API_KEY"] not in done.stderr and os.environ["VLLM_API_KEY"] not in done.stderr
 
 
 def test_no_server(task: Path, tmp_path: Path) -> None:

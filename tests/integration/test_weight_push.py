@@ -24,6 +24,7 @@ from tests.installed import needs_vllm
 pytestmark = needs_vllm
 
 REQUEST = Request(np.array([5, 6, 7], np.int32), (3,))
+STEP = {"max_num_batched_tokens": 32}  # tokens of a step: as many as of a sequence
 PARAMS = SamplingParams(12, temperature=0.7, stop_token_ids=frozenset([1]))
 
 
@@ -47,7 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def replica(folder: Path):
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), torch.get_num_threads()  # noqa: NPY002
-    replica = VllmReplica(EngineSettings(folder, "fp32", 32, max_num_seqs=8, kv_cache_memory_mib=16), world_size=1)
+    replica = VllmReplica(
+        EngineSettings(folder, "fp32", 32, max_num_seqs=8, kv_cache_memory_mib=16, engine_args=STEP), world_size=1
+    )
     assert torch.equal(before[0], torch.get_rng_state()), "vLLM's start has seeded torch"
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
     assert before[2] == torch.get_num_threads()
@@ -116,6 +119,18 @@ def test_seeds_decide(replica: VllmReplica) -> None:
 
     assert sample([7, 8]) == sample([7, 8])
     assert sample([7, 8])[0] != sample([9, 8])[0] and sample([7, 8])[1] == sample([9, 8])[1]
+
+
+def test_prompts_that_do_not_fit_a_step_together(folder: Path, replica: VllmReplica) -> None:
+    """A prompt computed in parts would crash vLLM on CPU, whose seeded generators can't take a draw back."""
+    VllmEngine(replica, 1).load_weights(weights_of(make_model(folder, 1)), 10)
+    prompts = [np.arange(2, 2 + length, dtype=np.int32) for length in (20, 7, 19, 13)]
+    requests = [Request(prompt, (place,)) for place, prompt in enumerate(prompts)]
+    together = replica.generate(requests, PARAMS)
+    alone = [sampled for request in requests for sampled in replica.generate([request], PARAMS)]
+    for [(tokens, log_probs)], [(expected, expected_log_probs)] in zip(together, alone, strict=True):
+        assert tokens.tolist() == expected.tolist()
+        np.testing.assert_allclose(log_probs, expected_log_probs, atol=1e-5)
 
 
 def test_greedy_samples_are_copies(replica: VllmReplica) -> None:

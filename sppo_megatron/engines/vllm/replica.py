@@ -160,6 +160,9 @@ def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -
     if on_gpu:
         arguments["gpu_memory_utilization"] = settings.gpu_memory_utilization
         arguments["enable_sleep_mode"] = not settings.standalone
+    else:
+        # vLLM takes back what it drew for a prompt that is computed in parts; a generator on CPU can't, and it crashes.
+        arguments["enable_chunked_prefill"] = False
     if settings.kv_cache_memory_mib is not None or not on_gpu:
         arguments["kv_cache_memory_bytes"] = (settings.kv_cache_memory_mib or 256) << 20
     return arguments | settings.engine_args

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sppo_megatron.config import ModelConfig, ParallelismConfig, PrecisionConfig
 from sppo_megatron.hf.architecture import Architecture
+from sppo_megatron.policy.checkpoint.untrusted import nothing_executed
 from sppo_megatron.policy.checkpoint.weights_table import STATE_DICT_METADATA
 from sppo_megatron.policy.generate.inference import forward_logits, inference_layout
 from sppo_megatron.policy.initialize import initialize_model_parallel, local_device
@@ -31,7 +32,7 @@ def load_weights(chunks: list[nn.Module], groups: ProcessGroupCollection, folder
     """Loads a torch_dist checkpoint into a model in whatever layout it has. Collective."""
     metadata = STATE_DICT_METADATA | {"dp_cp_group": groups.dp_cp}
     wanted = {f"model{index}": _tensors_of(unwrap(chunk), metadata) for index, chunk in enumerate(chunks)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), nothing_executed(folder):
         warnings.simplefilter("ignore")
         state = dist_checkpointing.load(wanted, str(folder), TorchDistLoadShardedStrategy())
     for index, chunk in enumerate(chunks):

@@ -34,6 +34,7 @@ from sppo_megatron.policy.checkpoint.folder import (
     remove_leftovers,
 )
 from sppo_megatron.policy.checkpoint.results_queue import start_results_queue
+from sppo_megatron.policy.checkpoint.untrusted import causes, nothing_executed
 from sppo_megatron.policy.model.build import unwrap
 from sppo_megatron.policy.model.precision import DTYPES
 from sppo_megatron.policy.policy import Policy
@@ -140,12 +141,13 @@ class Checkpointer:
         """Loads the model, the optimizer's moments and the steps of its schedule, from whatever layout saved them.
 
         Learning rates, betas, ε and weight decay are the present ones, as if the run had always had them.
+        Raises ConfigError if it could only be read by running what it names.
         """
-        weights = str(path / WEIGHTS)
-        with warnings.catch_warnings():
+        weights = path / WEIGHTS
+        with warnings.catch_warnings(), nothing_executed(weights):
             warnings.simplefilter("ignore")
             state = dist_checkpointing.load(
-                self._sharded_state_dict(is_loading=True), weights, TorchDistLoadShardedStrategy()
+                self._sharded_state_dict(is_loading=True), str(weights), TorchDistLoadShardedStrategy()
             )
         for index, chunk in enumerate(self._policy.chunks):
             unwrap(chunk).load_state_dict(state[f"model{index}"])
@@ -256,23 +258,13 @@ def _saved_groups(state: Any) -> Iterator[dict[str, Any]]:
 
 def _first_cause(error: BaseException) -> str:
     """One line; of torch's report on many ranks, what one of them met."""
-    found = next((part for part in _causes(error) if isinstance(part, OSError)), error)
+    found = next((part for part in causes(error) if isinstance(part, OSError)), error)
     return (str(found).strip() or type(found).__name__).splitlines()[-1][:_LONGEST_PROBLEM]
 
 
 def _is_of_storage(error: BaseException) -> bool:
     """True if a disk is full, gone, read-only or failing; what torch's writers report is of files alone."""
-    return any(isinstance(part, (OSError, CheckpointException)) for part in _causes(error))
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, and what torch's checkpointing collected from ranks."""
-    pending: list[BaseException | None] = [error]
-    while pending:
-        if (part := pending.pop()) is not None:
-            yield part
-            pending += [part.__cause__, part.__context__]
-            pending += [of_rank[0] for of_rank in getattr(part, "failures", {}).values()]
+    return any(isinstance(part, (OSError, CheckpointException)) for part in causes(error))
 
 
 def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any) -> None:

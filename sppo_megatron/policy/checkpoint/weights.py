@@ -38,6 +38,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER
+from sppo_megatron.policy.checkpoint.untrusted import nothing_executed
 from sppo_megatron.policy.checkpoint.weights_table import Piece, WeightsTable
 
 _MODEL_KEYS = ("embedding.", "decoder.", "output_layer.")  # a training checkpoint holds more
@@ -129,7 +130,8 @@ class StoredWeights:
             raise ConfigError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
         self._table = table
         self._reader = dcp.FileSystemReader(folder)
-        self._metadata = self._reader.read_metadata()
+        with nothing_executed(folder):
+            self._metadata = self._reader.read_metadata()
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self._check(folder)
 

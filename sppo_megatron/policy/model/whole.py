@@ -21,6 +21,7 @@ from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.mapping import EMBEDDING
 from sppo_megatron.policy.checkpoint.logits import load_weights
 from sppo_megatron.policy.checkpoint.results_queue import start_results_queue
+from sppo_megatron.policy.checkpoint.untrusted import nothing_executed
 from sppo_megatron.policy.checkpoint.weights_table import STATE_DICT_METADATA
 from sppo_megatron.policy.initialize import initialize_model_parallel
 from sppo_megatron.policy.model.build import unwrap
@@ -53,7 +54,8 @@ def read_model(model: ModelSource, folder: Path) -> Iterator[tuple[str, Tensor]]
     """
     if not check_is_distributed_checkpoint(str(folder)):
         raise ConfigError(f"{folder} is no checkpoint of Megatron-Core's torch_dist format")
-    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata[EMBEDDING]
+    with nothing_executed(folder):
+        stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata[EMBEDDING]
     run = _run_in(stored.properties.dtype)  # type: ignore[union-attr]
     groups = initialize_model_parallel(run.parallelism, seed=0)
     _, chunks = model.build(run, groups)
