@@ -14,7 +14,8 @@ export TOKENIZERS_PARALLELISM := false
 # These are about CPU processes, also on a machine with GPUs.
 test fast fuzz test-kills test-nash test-report demo: export CUDA_VISIBLE_DEVICES :=
 
-.PHONY: setup test fuzz test-gpu test-kills test-nash test-report fast lint format demo clean
+# `docs` is also a folder.
+.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -41,6 +42,10 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	$(PIP) --editable '.[lint]'
 	touch $@
 
+$(VENV)/.setup-docs: $(VENV)/.setup
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 # In a folder of its own: an installed triton changes what other packages do on a machine without CUDA.
 .triton/.setup: requirements/triton-interpreter.txt | $(VENV)/.setup
 	$(PIP) --no-deps --target .triton --upgrade --requirement requirements/triton-interpreter.txt
@@ -57,7 +62,7 @@ $(VENV)/.setup-lint: $(VENV)/.setup
 	touch $@
 
 # The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
-test: $(VENV)/.setup-test $(VENV)/.setup-vllm .triton/.setup .bridge/.setup .transformer_engine/.setup
+test: $(VENV)/.setup-test $(VENV)/.setup-vllm $(VENV)/.setup-docs .triton/.setup .bridge/.setup .transformer_engine/.setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What a GPU must show, on a machine with one; FP8 only if Transformer Engine is installed.
@@ -84,6 +89,13 @@ test-report: $(VENV)/.setup-test
 # Files of strangers: thousands of them, some minutes. The suite makes a few.
 fuzz: $(VENV)/.setup-test
 	SPPO_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/unit/data/test_fuzz.py tests/unit/config/test_overrides.py --timeout 3600
+
+# The site in site/. A link that leads nowhere is an error.
+docs: $(VENV)/.setup-docs
+	$(BIN)/python -m sppo_megatron.config.reference docs/configuration.md
+	$(BIN)/python -m sppo_megatron.cli.reference docs/commands.md
+	$(BIN)/python -m sppo_report.metric_reference docs/metrics.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .
