@@ -10,6 +10,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sppo_report.panels import PANELS
 from tests.integration import tiny_task
 
 REQUIRED = {"step", "iteration", "loss", "grad_norm", "lr", "reward_mean", "log_ratio_abs_max"}
@@ -41,6 +42,8 @@ def test_metrics(output: Path) -> None:
     assert [line["iteration"] for line in trained] == [0] * 3 + [1] * 3 + [2] * 3
     for line in trained:
         assert line.keys() >= REQUIRED | DIAGNOSTICS, REQUIRED | DIAGNOSTICS - line.keys()
+    documented = {name for panel in PANELS for name in panel.metrics}
+    assert {name for line in lines for name in line} - documented == {"step", "iteration", "eval_step", "eval_iteration"}
     evaluated = tiny_task.evaluations(output)
     assert [line["eval_step"] for line in evaluated] == [0, 3, 6, 9]
     assert all({"eval_reward_mean", "eval_exact_match"} <= line.keys() for line in evaluated)

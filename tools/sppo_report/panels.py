@@ -183,7 +183,7 @@ PANELS = (
     Panel(
         "Responses",
         "Failed",
-        ("reward_errors", "invalid_sequences"),
+        ("reward_errors", "eval_reward_errors", "invalid_sequences"),
         "Responses whose scoring failed, and responses without a token.",
         "responses",
         advice="Must be 0. Read `error` in the rollout file; raise reward.timeout_s if they took too long.",
