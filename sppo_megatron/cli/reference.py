@@ -12,12 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppo_megatron.cli.main import commands, main as sppo
+from sppo_megatron.cli.main import commands
+from sppo_megatron.cli.main import main as sppo
 
 _HEAD = """# Commands
 
-What `sppo COMMAND --help` says, written by `python -m sppo_megatron.cli.reference docs/commands.md`. Exit codes: 0 all is well, 1
-an error, 2 something that you gave is wrong, 75 ended by a signal after saving: run the same command again.
+What `sppo COMMAND --help` says, written by `python -m sppo_megatron.cli.reference docs/commands.md`. Exit codes: 0 all
+is well, 1 an error, 2 something that you gave is wrong, 75 ended by a signal after saving: run the same command again.
 """
 
 

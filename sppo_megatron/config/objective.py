@@ -39,7 +39,7 @@ class ObjectiveConfig:
     pairwise: NextIteration[
         Literal["sppo", "sppo_single", "sppo_hard", "dpo", "spin", "ipo", "rebel", "inpo"] | None
     ] = None
-    "A loss over pairs of responses instead (kinds of the function `pairwise_loss`); null = the regression of single ones."
+    "A loss over pairs of responses instead (kinds of `pairwise_loss`); null = the regression of single ones."
     beta: NextIteration[Positive[float] | None] = None
     "Strength of the pull towards the reference, for pairwise=dpo, spin and ipo."
     ref_coef: NextIteration[Annotated[float, Interval(ge=0, le=1)]] = 0.0

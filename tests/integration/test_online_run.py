@@ -43,7 +43,8 @@ def test_metrics(output: Path) -> None:
     for line in trained:
         assert line.keys() >= REQUIRED | DIAGNOSTICS, REQUIRED | DIAGNOSTICS - line.keys()
     documented = {name for panel in PANELS for name in panel.metrics}
-    assert {name for line in lines for name in line} - documented == {"step", "iteration", "eval_step", "eval_iteration"}
+    counters = {"step", "iteration", "eval_step", "eval_iteration"}
+    assert {name for line in lines for name in line} - documented == counters
     evaluated = tiny_task.evaluations(output)
     assert [line["eval_step"] for line in evaluated] == [0, 3, 6, 9]
     assert all({"eval_reward_mean", "eval_exact_match"} <= line.keys() for line in evaluated)

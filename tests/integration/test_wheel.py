@@ -1,4 +1,4 @@
-"""The wheel, in a virtual environment of its own and far from the checkout: commands, configurations, a training run."""
+"""The wheel, in a virtual environment and far from the checkout: commands, configurations, a training run."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ def training_commands(page: Path) -> list[list[str]]:
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     found = [shlex.split(line, comments=True) for line in lines if "-m sppo_megatron.train" in line]
     overrides = [words[words.index("sppo_megatron.train") + 1 :] for words in found]
-    return [[given for word in words for given in (LEFT_OUT if word in ("...", "…") else [word])] for words in overrides]
+    return [
+        [given for word in words for given in (LEFT_OUT if word in ("...", "…") else [word])] for words in overrides
+    ]
 
 
 COMMANDS = [(page.stem, words) for page in [*PAGES, ROOT / "README.md"] for words in training_commands(page)]

@@ -18,8 +18,8 @@ What `metrics.jsonl`, TensorBoard and the report show, what each means, and what
 report's panels by `python -m sppo_report.metric_reference docs/metrics.md`.
 
 A line with `step` is an optimizer step, a line with `eval_step` an evaluation. `iteration` counts from 0. What is
-known of a whole iteration (rewards, the gate, seconds of rollouts) stands in each of its steps' lines. s is a response's
-log-ratio log π_θ − log π_t, δ its target.
+known of a whole iteration (rewards, the gate, seconds of rollouts) stands in each of its steps' lines. s is a
+response's log-ratio log π_θ − log π_t, δ its target.
 """
 _TABLE = "| metric | unit | meaning | if it looks odd |\n|---|---|---|---|\n"
 
