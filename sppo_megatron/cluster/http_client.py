@@ -121,6 +121,7 @@ class HttpClient:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.num_posts = 0
+        self._api_key = api_key or ""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._model = model
         self._patience_s = patience_s
@@ -181,17 +182,22 @@ class HttpClient:
         except TimeoutError as error:
             raise ServerError(f"{address}: timed out after {timeout_s:g} seconds") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ServerError(f"{address}: {type(error).__name__}: {error}") from error
+            raise ServerError(self._shown(f"{address}: {type(error).__name__}: {error}")) from None
         if answer.status >= 400:
-            text = content.decode(errors="replace")[:500]
+            text = self._shown(content.decode(errors="replace"))[:500]
             raise _failure(address, answer.status, text, answer.headers.get("Retry-After"), self._settings)
         if not content:
             return None
         try:
             return json.loads(content)
         except ValueError as error:
-            text = content.decode(errors="replace")[:500]
+            text = self._shown(content.decode(errors="replace"))[:500]
             raise ServerError(f"{address} answered what isn't JSON: {text}") from error
+
+    def _shown(self, text: str) -> str:
+        """Without the key, which servers repeat, and the password of a proxy, which errors of libraries name."""
+        text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
+        return text.replace(self._api_key, "***") if self._api_key else text
 
     # ---------------------------------------------------------------- on any other thread
 

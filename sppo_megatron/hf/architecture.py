@@ -12,6 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.families import Family, family_of
+from sppo_megatron.hf.remote_code import remote_code_refused
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,16 @@ class Architecture:
 
 def load_hf_config(hf_path: str) -> Any:
     """The Hugging Face config at a local folder or hub id. Raises ConfigError that says what to put there."""
-    try:
-        return AutoConfig.from_pretrained(hf_path)
-    except (OSError, ValueError) as error:
-        what = "has no readable config.json" if Path(hf_path).is_dir() else "is neither a local folder nor reachable"
-        raise ConfigError(
-            f"model.hf_path={hf_path!r} {what}: give a folder in Hugging Face format or a hub id ({error})"
-        ) from error
+    with remote_code_refused(f"model.hf_path={hf_path!r}"):
+        try:
+            return AutoConfig.from_pretrained(hf_path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            what = (
+                "has no readable config.json" if Path(hf_path).is_dir() else "is neither a local folder nor reachable"
+            )
+            raise ConfigError(
+                f"model.hf_path={hf_path!r} {what}: give a folder in Hugging Face format or a hub id ({error})"
+            ) from error
 
 
 def read_architecture(hf_config: Any) -> Architecture:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig
 
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.hf.remote_code import remote_code_refused
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -34,10 +35,11 @@ def resolve_hf_folder(hf_path: str) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any | None:
-    """The folder's tokenizer, None if it has none."""
+    """The folder's tokenizer, None if it has none. Raises ConfigError if it comes with code of its own."""
     if not any((folder / name).exists() for name in _TOKENIZER_FILES):
         return None
-    return AutoTokenizer.from_pretrained(str(folder))
+    with remote_code_refused(f"the tokenizer of {folder}"):
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def load_generation_config(folder: Path) -> Any | None:

@@ -35,13 +35,13 @@ class AnswerCache:
             ) from error
 
     def get(self, keys: Iterable[str]) -> dict[str, float]:
-        """P(first wins) of the keys that are there."""
+        """P(first wins) of the keys that are there with a probability."""
         found: dict[str, float] = {}
         with self._lock:
             try:
                 for key in keys:
                     row = self._connection.execute("SELECT first_wins FROM answers WHERE key = ?", (key,)).fetchone()
-                    if row is not None:
+                    if row is not None and isinstance(row[0], float) and 0.0 <= row[0] <= 1.0:
                         found[key] = row[0]
             except sqlite3.Error as error:
                 logger.warning("the judge's cache can't be read: %s", error)

@@ -5,13 +5,13 @@ Light: the checks of a configuration run before what a kind needs is imported; `
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.config.objective import learns_from_humans
+from sppo_megatron.config.urls import url_problems
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards import verifiers
 from sppo_megatron.rewards.scorer import Scorer
@@ -112,11 +112,7 @@ def _check_judge(reward: RewardConfig) -> Iterator[str]:
     urls = reward.judge.urls
     if not urls:
         yield "reward.kind=judge needs reward.judge.urls=[http://host:port, ...] of an OpenAI-compatible server"
-    for url in urls:
-        if not re.fullmatch(r"https?://[^/\s?#]+(/[^\s?#]*)?", url):
-            yield f"reward.judge.urls holds {url!r}: each is http://host:port or https://host/path"
-    if len(set(urls)) < len(urls):
-        yield "reward.judge.urls names a server twice"
+    yield from url_problems(urls, "reward.judge", have_paths=True)
 
 
 def _check_mixture(reward: RewardConfig) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sppo_megatron.config import RewardModelConfig
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.hf.remote_code import remote_code_refused
 from sppo_megatron.rewards.text import printable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -81,15 +83,22 @@ def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
 
 
 def _load(config: RewardModelConfig) -> tuple[Any, Any]:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(config.path)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            config.path, num_labels=1, dtype=_DTYPES[config.dtype], output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"reward.model.path={config.path} can't be loaded as a sequence classifier with one output: {error}"
-        ) from error
+    settings: dict[str, Any] = {"num_labels": 1, "dtype": _DTYPES[config.dtype], "output_loading_info": True}
+    with remote_code_refused(f"reward.model.path={config.path}"):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=False)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                config.path, trust_remote_code=False, **settings
+            )
+        except pickle.UnpicklingError as error:
+            raise ConfigError(
+                f"reward.model.path={config.path} holds a pickle that is more than tensors, which is never run: "
+                "give its weights as safetensors"
+            ) from error
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"reward.model.path={config.path} can't be loaded as a sequence classifier with one output: {error}"
+            ) from error
     absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     if absent:
         raise ConfigError(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from sppo_megatron.config import Config
+from sppo_megatron.config.urls import url_problems
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.engines.kind import EngineKind, Surroundings
 
@@ -17,11 +17,7 @@ def _check(config: Config, world_size: int) -> Iterator[str]:
             "rollout.engine=vllm_server needs rollout.server.urls=[http://host:port, ...]: "
             "start servers with `sppo serve --model ...`, which prints them"
         )
-    for url in urls:
-        if not re.fullmatch(r"https?://[^/\s]+/?", url):
-            yield f"rollout.server.urls holds {url!r}: each is http://host:port, without a path"
-    if len(set(urls)) < len(urls):
-        yield "rollout.server.urls names a server twice"
+    yield from url_problems(urls, "rollout.server", have_paths=False)
 
 
 def _build(around: Surroundings) -> Engine:

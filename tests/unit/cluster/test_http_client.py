@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import traceback
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,7 @@ from sppo_megatron.cluster.http_client import (
     wait_for,
     with_retries,
 )
+from tests.unit.rewards.endpoint import Endpoint
 
 
 @pytest.fixture
@@ -202,3 +204,17 @@ def test_many_requests_under_way_take_one_thread(server):
     names, answers = wait_for(many())
     assert answers == [{"ok": 1}] * 300
     assert names == ours
+
+
+def test_messages_hold_neither_keys_nor_passwords(monkeypatch):
+    """Servers repeat the key that they refuse, and errors of connections name a proxy with its password."""
+    for answer in ((401, {"error": "no such key: the-key"}), (400, {"error": "the-key?"}), (200, b"the-key")):
+        endpoint = Endpoint(lambda endpoint, message, answer=answer: answer)
+        with pytest.raises((RequestError, ServerError), match=r"\*\*\*") as caught:
+            HttpClient(endpoint.url, api_key="the-key").post("/v1/chat/completions", {"messages": [{"content": ""}]})
+        endpoint.close()
+        assert "the-key" not in str(caught.value)
+    monkeypatch.setenv("http_proxy", "http://me:my-password@127.0.0.1:9")
+    with pytest.raises(ServerError) as caught:
+        HttpClient("http://a-host.invalid").get("/health")
+    assert "my-password" not in "".join(traceback.format_exception(caught.value))
