@@ -100,7 +100,9 @@ def with_old_log_probs(groups: Sequence[Group], sequences: Sequences, old_log_pr
 
 
 def _metrics(targets: Targets, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
-    """Of all groups, whatever of them is trained on."""
+    """Of all groups, whatever of them is trained on; {} of none."""
+    if not groups:
+        return {}
     degenerate = finalize_diagnostics(degenerate_group_sums(targets.values, targets.group_ids), {})
     metrics = {
         "degenerate_group_share": degenerate["degenerate_group_share"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Interval
 
 from sppo_megatron.config.keys import AtLeastOne, Free, NextIteration, NotNegative, Positive, UserPath
+from sppo_megatron.config.objective import learns_from_humans
 
 if TYPE_CHECKING:
     from sppo_megatron.config.schema import Config
@@ -103,6 +105,16 @@ class RolloutConfig:
     "Sequences generated at a time on one replica (engine=megatron)."
     seed: NextIteration[NotNegative[int]] = 1234
     "Of the samples."
+    filter: NextIteration[str | None] = None
+    """Which groups are left out of training, and replaced by those of the next prompts: degenerate, those whose rewards
+    differ by no more than min_spread, or a function `module:name` that is given a group and says whether to keep it;
+    null = none."""
+    min_spread: NextIteration[NotNegative[float]] = 0.0
+    "Of the rewards or win rates of a group, for filter=degenerate."
+    max_rounds: NextIteration[AtLeastOne[int]] = 8
+    "How often prompts are drawn for one iteration until train.prompts_per_iteration groups pass the filter."
+    oversample: NextIteration[AtLeastOne[float]] = 1.0
+    "Prompts drawn in a round for each group that is wanted; those behind the last one needed are drawn again."
     ahead: NextIteration[bool] = False
     """Generate the next iteration's responses while this one is trained (engine=vllm_server). They are of the policy
     before, which needs objective.importance_weight."""
@@ -122,6 +134,24 @@ def check_rollout(config: Config, generates: bool) -> Iterator[str]:
         yield f"rollout.engine={r.engine} needs train.prompts_per_iteration"
     if generates:
         yield from _check_support(config)
+    yield from _check_filter(config, generates)
+
+
+def _check_filter(config: Config, generates: bool) -> Iterator[str]:
+    r = config.rollout
+    if r.filter is not None and r.filter != "degenerate" and not re.fullmatch(r"[\w.]+:[\w.]+", r.filter):
+        yield f"rollout.filter={r.filter!r} is not known: choose degenerate, null, or a function as module:name"
+    if r.filter == "degenerate" and learns_from_humans(config.objective):
+        yield "rollout.filter=degenerate looks at rewards, which objective.pairwise=spin has none of: set it to null"
+    if r.filter == "degenerate" and generates and r.num_samples_per_prompt < 2:
+        yield "rollout.filter=degenerate compares a group's rewards: rollout.num_samples_per_prompt must be at least 2"
+    given = [key for key in ("max_rounds", "oversample") if getattr(r, key) != getattr(RolloutConfig, key)]
+    if given and (r.filter is None or not generates):
+        names = " and ".join(f"rollout.{key}" for key in given)
+        why = "rollout.filter=null replaces nothing" if generates else f"rollout.engine={r.engine} draws no prompts"
+        yield f"{names} can't be used, for {why}: take it away"
+    if r.min_spread and r.filter != "degenerate":
+        yield f"rollout.min_spread={r.min_spread:g} is read with rollout.filter=degenerate alone: take it away"
 
 
 def _check_support(config: Config) -> Iterator[str]:

@@ -35,10 +35,11 @@ class PromptStream:
         self._cached_epoch = -1
         self._cached_order = np.empty(0, dtype=np.int64)
 
-    def next(self) -> list[Prompt]:
-        """The next prompts_per_iteration prompts."""
-        prompts = [self._at(self.position + offset) for offset in range(self.prompts_per_iteration)]
-        self.position += self.prompts_per_iteration
+    def next(self, count: int | None = None) -> list[Prompt]:
+        """The next `count` prompts, by default prompts_per_iteration."""
+        count = self.prompts_per_iteration if count is None else count
+        prompts = [self._at(self.position + offset) for offset in range(count)]
+        self.position += count
         return prompts
 
     def state_dict(self) -> dict[str, int]:

@@ -44,27 +44,32 @@ def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) ->
     and `to_probability` for what it returns.
     Raises ConfigError saying what to change.
     """
+    return _with_signature(find_function(path, "reward.function"), path, arguments)
+
+
+def find_function(path: str, key: str) -> Callable[..., Any]:
+    """What "package.module:name" names. key: the setting that names it. Raises ConfigError saying what to change."""
     module_name, colon, name = path.partition(":")
     if not (module_name and colon and name):
-        raise ConfigError(f'reward.function={path!r} is not of the form "module:name", such as "my_rewards:length"')
+        raise ConfigError(f'{key}={path!r} is not of the form "module:name", such as "my_module:length"')
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise ConfigError(
-            f"reward.function={path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
+            f"{key}={path!r}: cannot import {module_name!r}: {type(error).__name__}: {error}; "
             f"put it on PYTHONPATH or in the current directory ({os.getcwd()})"
         ) from error
     function: Any = module
     for part in name.split("."):
         if not hasattr(function, part):
             there = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-            raise ConfigError(f"reward.function={path!r}: {module_name!r} has no {name!r}; it has {there}")
+            raise ConfigError(f"{key}={path!r}: {module_name!r} has no {name!r}; it has {there}")
         function = getattr(function, part)
     if not callable(function):
-        raise ConfigError(f"reward.function={path!r} is a {type(function).__name__}, not a function")
-    return _with_signature(function, path, arguments)
+        raise ConfigError(f"{key}={path!r} is a {type(function).__name__}, not a function")
+    return function
 
 
 def _with_signature(function: Callable[..., Any], path: str, arguments: tuple[str, ...]) -> UserFunction:

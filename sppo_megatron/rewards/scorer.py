@@ -96,7 +96,7 @@ def score_over_ranks(
     for place, unscored in enumerate(groups):
         preference, outcomes = shares[place % size][0][place // size]
         found.append(replace(with_rewards(unscored, outcomes), preference=preference))
-    _check_share(found, scorer.metrics, max_failed_share)
+    check_failures(found, scorer.metrics, max_failed_share)
     return found
 
 
@@ -107,7 +107,8 @@ def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _check_share(groups: Sequence[Group], metrics: dict[str, float], max_failed_share: float) -> None:
+def check_failures(groups: Sequence[Group], metrics: dict[str, float], max_failed_share: float) -> None:
+    """Of scored groups, and the scorer's metrics of all of them. Raises ScoringError as `score_over_ranks`."""
     errors = [response.error for group in groups for response in group.responses if response.error is not None]
     asked = int(sum(count for name, count in metrics.items() if name.endswith("_questions")))
     failed, what = int(sum(count for name, count in metrics.items() if name.endswith("_failed"))), "questions"

@@ -10,7 +10,7 @@ from sppo_megatron.types import Group
 
 
 class GroupsAhead:
-    """A GroupSource that begins with the groups of iteration i + 1 when those of i are taken, from the weights of then.
+    """A GroupSource that makes the first groups of iteration i + 1 while i is trained, from the weights of then.
 
     iterations: of the run; nothing is begun beyond the last. The engine must be one that works ahead.
     """
@@ -25,11 +25,20 @@ class GroupsAhead:
         """See GroupSource."""
         self.settle()
         groups, self._made = self._made, None
-        if groups is None:
-            groups = self._source.next(iteration)
-        if iteration + 1 < self._iterations:
-            self._under_way = self._source.start(iteration + 1)
-        return groups
+        return self._source.next(iteration) if groups is None else groups
+
+    def more(self, iteration: int, place: int, count: int) -> list[Group]:
+        """See GroupSource: from the weights of now."""
+        return self._source.more(iteration, place, count)
+
+    def give_back(self, count: int) -> None:
+        """See GroupSource. Nothing may have begun."""
+        self._source.give_back(count)
+
+    def begin(self, iteration: int) -> None:
+        """See GroupSource."""
+        if iteration < self._iterations:
+            self._under_way = self._source.start(iteration)
 
     def settle(self) -> None:
         """See GroupSource. The groups stay until they are taken."""

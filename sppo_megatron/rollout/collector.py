@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
-import torch.distributed as dist
 
-from sppo_megatron.cluster.consensus import of_first_rank
 from sppo_megatron.engines.base import Continuation, Engine, Pending, Request
-from sppo_megatron.errors import TrainingError
 from sppo_megatron.rollout.environment import Environment, SingleTurn
 from sppo_megatron.rollout.episode import Episode
+from sppo_megatron.rollout.user_code import said_by_first_rank
 from sppo_megatron.types import Group, Prompt, SamplingParams
 
-T = TypeVar("T")
 Decode = Callable[[np.ndarray], str]
 
 
@@ -36,21 +32,22 @@ class Collector:
     decode: Decode | None = None
     environment: Environment = field(default_factory=SingleTurn)
 
-    def collect(self, prompts: Sequence[Prompt], iteration: int) -> list[Group]:
+    def collect(self, prompts: Sequence[Prompt], iteration: int, first_place: int = 0) -> list[Group]:
         """One group for each prompt, in order, the same on every rank; the same prompt may come twice.
 
-        iteration: counted from 0. Rewards are left unset. Of each response: token_ids with the end token if there is
-        one; rollout_log_probs in nats under the distribution that was sampled from; finish_reason; policy_version.
+        iteration: counted from 0. first_place: the first prompt's in the iteration. Rewards are left unset. Of each
+        response: token_ids with the end token if there is one; rollout_log_probs in nats under the distribution that
+        was sampled from; finish_reason; policy_version.
         """
-        return self.start(prompts, iteration).result()
+        return self.start(prompts, iteration, first_place).result()
 
-    def start(self, prompts: Sequence[Prompt], iteration: int) -> Episodes:
+    def start(self, prompts: Sequence[Prompt], iteration: int, first_place: int = 0) -> Episodes:
         """Begins with the first turns, in the background if the engine can."""
         requests = [
             Request(prompt.token_ids, (self.seed, iteration, place), self.num_samples)
-            for place, prompt in enumerate(prompts)
+            for place, prompt in enumerate(prompts, start=first_place)
         ]
-        return Episodes(self, list(prompts), iteration, self.engine.start(requests, self.params))
+        return Episodes(self, list(prompts), iteration, first_place, self.engine.start(requests, self.params))
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class Episodes:
     collector: Collector
     prompts: list[Prompt]
     iteration: int
+    first_place: int
     first_turns: Pending
 
     def result(self) -> list[Group]:
@@ -80,7 +78,7 @@ class Episodes:
         """In the order of prompts, then samples."""
         return [
             Episode.begin(prompt, place, number, first)
-            for place, (prompt, samples) in enumerate(zip(self.prompts, sampled, strict=True))
+            for place, (prompt, samples) in enumerate(zip(self.prompts, sampled, strict=True), start=self.first_place)
             for number, first in enumerate(samples)
         ]
 
@@ -91,8 +89,8 @@ class Episodes:
         waiting = [
             i for i, episode in enumerate(episodes) if episode.num_turns == turn and episode.finish_reason == "stop"
         ]
-        answers = _by_first_rank(
-            lambda: [environment.answer(episodes[i].prompt, episodes[i].response()) for i in waiting]
+        answers = said_by_first_rank(
+            "the environment", lambda: [environment.answer(episodes[i].prompt, episodes[i].response()) for i in waiting]
         )
         playing = []
         for i, answer in zip(waiting, answers, strict=True):
@@ -114,17 +112,3 @@ class Episodes:
 
     def _text(self, episode: Episode) -> str | None:
         return None if self.collector.decode is None else self.collector.decode(episode.token_ids)
-
-
-def _by_first_rank(ask: Callable[[], T]) -> T:
-    """What rank 0's environment says, or how it failed, on every rank."""
-    answers, failure = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            answers = ask()
-        except Exception as error:
-            failure = f"the environment failed: {type(error).__name__}: {error}"
-    answers, failure = of_first_rank((answers, failure))
-    if failure is not None:
-        raise TrainingError(failure)
-    return answers  # type: ignore[return-value]

@@ -69,6 +69,16 @@ class Replay:
         """See GroupSource: `groups(iteration)`."""
         return self.groups(iteration)
 
+    def more(self, iteration: int, place: int, count: int) -> list[Group]:
+        """See GroupSource: the groups of an iteration are all there are."""
+        return []
+
+    def give_back(self, count: int) -> None:
+        """See GroupSource: an iteration's groups are its own."""
+
+    def begin(self, iteration: int) -> None:
+        """See GroupSource: nothing is made ahead."""
+
     def settle(self) -> None:
         """See GroupSource: nothing is under way."""
 

@@ -48,7 +48,20 @@ class GroupSource(Protocol):
     """Groups, iteration by iteration. Every rank makes the same calls."""
 
     def next(self, iteration: int) -> list[Group]:
-        """The groups of `iteration`, from 0. Called for each in turn."""
+        """The first groups of `iteration`, from 0. Called for each in turn."""
+        ...
+
+    def more(self, iteration: int, place: int, count: int) -> list[Group]:
+        """`count` further groups of the same iteration, the first of which has this place in it; fewer, or none, if
+        there are no others."""
+        ...
+
+    def give_back(self, count: int) -> None:
+        """The last `count` groups were not needed: their prompts will be the next ones."""
+        ...
+
+    def begin(self, iteration: int) -> None:
+        """No more groups are wanted of the iterations before: what works ahead begins with this one."""
         ...
 
     def settle(self) -> None:
@@ -65,11 +78,13 @@ class GroupSource(Protocol):
 
 
 class SampledGroups:
-    """Draws prompts from a stream and has them answered."""
+    """Draws prompts from a stream and has them answered. first_count: prompts of an iteration's first groups, by
+    default the stream's prompts_per_iteration."""
 
-    def __init__(self, collector: Collector, prompts: PromptStream) -> None:
+    def __init__(self, collector: Collector, prompts: PromptStream, first_count: int | None = None) -> None:
         self._collector = collector
         self._prompts = prompts
+        self._first_count = first_count
 
     def next(self, iteration: int) -> list[Group]:
         """See GroupSource."""
@@ -77,7 +92,18 @@ class SampledGroups:
 
     def start(self, iteration: int) -> Episodes:
         """Begins with the next prompts."""
-        return self._collector.start(self._prompts.next(), iteration)
+        return self._collector.start(self._prompts.next(self._first_count), iteration)
+
+    def more(self, iteration: int, place: int, count: int) -> list[Group]:
+        """See GroupSource."""
+        return self._collector.collect(self._prompts.next(count), iteration, place)
+
+    def give_back(self, count: int) -> None:
+        """See GroupSource."""
+        self._prompts.position -= count
+
+    def begin(self, iteration: int) -> None:
+        """See GroupSource: nothing is made ahead."""
 
     def settle(self) -> None:
         """See GroupSource: nothing is under way."""

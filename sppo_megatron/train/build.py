@@ -49,7 +49,7 @@ from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
 from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, settings_of
-from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_source
+from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds
 from sppo_megatron.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     inputs, policy = parts.inputs, parts.policy
     output_dir, is_main = Path(config.output_dir), dist.get_rank() == 0
     decided_by_first_rank(lambda: check_export(config, inputs))
-    rollouts = agreed(lambda: build_source(config, inputs, parts.engine))
+    rollouts = agreed(lambda: build_rounds(config, inputs, parts.engine, policy.objective))
     settings = decided_by_first_rank(lambda: settings_of(composed, _digests(inputs)))
     resumed_from, state, changes = decided_by_first_rank(lambda: _find_checkpoint(config, inputs, settings))
     begun = None
@@ -115,7 +115,6 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         policy=policy,
         engine=parts.engine,
         rollouts=rollouts,
-        scorer=inputs.scorer if inputs.stored is None or config.rollout.rescore else None,
         evaluator=_evaluator(config, parts, output_dir / "evaluations" if is_main else None),
         checkpointer=Checkpointer(
             policy,

@@ -21,8 +21,9 @@ from sppo_megatron.engines.base import Engine
 from sppo_megatron.engines.probe import WeightProbe
 from sppo_megatron.errors import TrainingError
 from sppo_megatron.objective.base import Objective
-from sppo_megatron.rewards.scorer import Scorer, ScoringError, score_over_ranks
-from sppo_megatron.rollout.source import GroupSource, SourceState
+from sppo_megatron.rewards.scorer import ScoringError
+from sppo_megatron.rollout.rounds import Rounds
+from sppo_megatron.rollout.source import SourceState
 from sppo_megatron.tracking.console import ProgressDisplay
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator, judged_by
@@ -80,8 +81,7 @@ class Trainer:
     config: Config
     policy: Policy
     engine: Engine
-    rollouts: GroupSource
-    scorer: Scorer | None
+    rollouts: Rounds
     evaluator: Evaluator | None
     checkpointer: Checkpointer
     tracker: Tracker
@@ -130,16 +130,11 @@ class Trainer:
 
     def _prepare(self) -> Iteration:
         """Rollouts with their scores, and log π_t of every response before any update."""
-        started = time.perf_counter()
         before = self.rollouts.state()
-        groups = self.rollouts.next(self.state.iteration)
-        generated = time.perf_counter()
-        if self.scorer is not None:
-            try:
-                groups = score_over_ranks(self.scorer, groups, self.config.reward.max_failed_share)
-            except ScoringError as error:
-                self._stop_unscored(before, error)
-            self.state.iteration_metrics |= self.scorer.metrics
+        try:
+            groups, made = self.rollouts.next(self.state.iteration)
+        except ScoringError as error:
+            self._stop_unscored(before, error)
         scored = time.perf_counter()
         sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
         old_log_probs, entropy = self.policy.compute_log_probs(sequences)
@@ -150,11 +145,9 @@ class Trainer:
             path = self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl"
             write_groups(path, with_old_log_probs(groups, sequences, old_log_probs))
         self.state.iteration_metrics |= {
+            **made,
             "entropy": entropy,
-            "seconds_rollout": generated - started,
-            "seconds_reward": scored - generated,
             "seconds_log_probs": time.perf_counter() - scored,
-            "rollout_tokens_per_second": int(sequences.lengths.sum()) / max(generated - started, 1e-9),
             **batch.metrics,
         }
         return Iteration(groups, batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from sppo_megatron.config import Config
@@ -11,9 +12,12 @@ from sppo_megatron.engines.kind import Surroundings
 from sppo_megatron.engines.megatron import TokenGenerator
 from sppo_megatron.engines.probe import BOUNDS, WeightProbe
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.objective.base import Objective
 from sppo_megatron.rollout.ahead import GroupsAhead
 from sppo_megatron.rollout.collector import Collector
+from sppo_megatron.rollout.filter import build_filter
 from sppo_megatron.rollout.registry import engine_kind
+from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import GroupSource, SampledGroups
 from sppo_megatron.train.inputs import Inputs
 from sppo_megatron.types import SamplingParams
@@ -56,8 +60,23 @@ def build_source(config: Config, inputs: Inputs, engine: Engine) -> GroupSource:
     train = config.train
     assert train.prompts_per_iteration is not None, "checked"
     stream = PromptStream(inputs.train_prompts, train.prompts_per_iteration, train.seed, train.shuffle)
-    sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream)
+    first_count = math.ceil(config.rollout.oversample * train.prompts_per_iteration)
+    sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream, first_count)
     return GroupsAhead(sampled, train.iterations) if config.rollout.ahead else sampled
+
+
+def build_rounds(config: Config, inputs: Inputs, engine: Engine, objective: Objective) -> Rounds:
+    """What makes the iterations' groups. Raises ConfigError, the same on every rank."""
+    r, is_stored = config.rollout, inputs.stored is not None
+    return Rounds(
+        build_source(config, inputs, engine),
+        None if is_stored and not r.rescore else inputs.scorer,
+        config.reward.max_failed_share,
+        build_filter(r.filter, objective, r.min_spread),
+        None if is_stored else config.train.prompts_per_iteration,
+        r.max_rounds,
+        r.oversample,
+    )
 
 
 def build_probe(config: Config, inputs: Inputs, engine: Engine) -> WeightProbe | None:

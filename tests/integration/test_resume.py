@@ -48,6 +48,25 @@ def test_killed_inside_an_iteration(task: Path, uninterrupted: Path) -> None:
         assert (output / "rollouts" / path.name).read_bytes() == path.read_bytes()
 
 
+def test_killed_while_groups_are_left_out(task: Path) -> None:
+    """Iterations that draw as many prompts as it takes until enough groups teach."""
+    filtered = {"rollout.filter": "degenerate", "rollout.min_spread": 0.2, "rollout.oversample": 1.5}
+    changes = {"checkpoint.save_interval": 2, "data.eval_path": "null", "parallelism": "tp2", **filtered}
+    whole, output = task.parent / "filtered", task.parent / "filtered-killed"
+    done = tiny_task.run(tiny_task.overrides(task, whole, **changes), ranks=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for line in tiny_task.steps(whole):
+        assert line["degenerate_group_share"] == 0 and line["rollout_rounds"] > 1 and line["groups_left_out"] > 0
+        assert line["groups_sampled"] - line["groups_left_out"] - line["groups_given_back"] == 6
+    arguments = tiny_task.overrides(task, output, **changes)
+    tiny_task.kill_after(5, arguments, 2, output)
+    done = tiny_task.run([*arguments, "checkpoint.load=latest"], ranks=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert tiny_task.steps(output) == tiny_task.steps(whole)
+    expected = final_weights(whole)
+    assert all(torch.equal(weight, expected[name]) for name, weight in final_weights(output).items())
+
+
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [

@@ -167,6 +167,22 @@ BAD = [
     ({"rollout.top_p": 1.1}, ["rollout.top_p=1.1 must be in (0, 1]"]),
     ({"rollout.top_p": 0.9}, ["rollout.top_p=0.9", "objective.importance_weight=sequence"]),
     ({"rollout.top_k": 40}, ["rollout.top_k=40", "objective.importance_weight=sequence"]),
+    ({"rollout.filter": "degenerated"}, ["rollout.filter='degenerated' is not known", "module:name"]),
+    ({"rollout.oversample": 2.0}, ["rollout.oversample can't be used", "rollout.filter=null"]),
+    ({"rollout.min_spread": 0.1, "rollout.filter": "mine:keep"}, ["rollout.min_spread=0.1", "filter=degenerate alone"]),
+    (
+        {"rollout.filter": "degenerate", "rollout.num_samples_per_prompt": 1},
+        ["rollout.num_samples_per_prompt must be at least 2"],
+    ),
+    (
+        {
+            "rollout.engine": "replay",
+            "rollout.path": "nowhere",
+            "rollout.filter": "degenerate",
+            "rollout.max_rounds": 3,
+        },
+        ["rollout.max_rounds can't be used", "rollout.engine=replay draws no prompts"],
+    ),
     ({"rollout.verify": True}, ["rollout.verify=true", "rollout.engine=megatron"]),
     (
         {"rollout.ahead": True, "objective.importance_weight": "sequence"},

@@ -38,6 +38,7 @@ def run(engine, source, start: int = 0, state: SourceState | None = None):
             source.load_state(state)
             state = None
         found.append(told(source.next(iteration)))
+        source.begin(iteration + 1)
     return found
 
 
@@ -76,6 +77,7 @@ def test_a_resume_gets_the_very_same_groups(tmp_path, ahead, stop):
         source.settle()
         engine.load_weights(iter(()), iteration)
         source.next(iteration)
+        source.begin(iteration + 1)
     source.state().write(tmp_path)
     assert run(*make(ahead), start=stop, state=SourceState.read(tmp_path)) == expected[stop:]
 
@@ -84,6 +86,7 @@ def test_going_back_before_groups_that_were_taken():
     engine, source = make(True)
     engine.load_weights(iter(()), 0)
     source.next(0)
+    source.begin(1)
     before = source.state()
     first = told(source.next(1))
     source.load_state(before)

@@ -17,6 +17,8 @@ from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.rollout.ahead import GroupsAhead
 from sppo_megatron.rollout.collector import Collector
+from sppo_megatron.rollout.filter import GroupFilter
+from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SampledGroups
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.state import TrainerState
@@ -113,7 +115,14 @@ class StopAt:
 
 
 def make_trainer(
-    folder: Path, *, ahead: bool, save_interval: int | None = None, stop_at: int = 0, resume: Path | None = None
+    folder: Path,
+    *,
+    ahead: bool,
+    save_interval: int | None = None,
+    stop_at: int = 0,
+    resume: Path | None = None,
+    keeps: GroupFilter | None = None,
+    max_rounds: int = 3,
 ) -> Trainer:
     """3 iterations of 4 prompts × 2 responses in mini-batches of 4: two steps each."""
     config = Config(
@@ -129,8 +138,9 @@ def make_trainer(
         config=config,
         policy=policy,
         engine=engine,
-        rollouts=GroupsAhead(sampled, 3) if ahead else sampled,
-        scorer=LengthScorer(),
+        rollouts=Rounds(
+            GroupsAhead(sampled, 3) if ahead else sampled, LengthScorer(), keeps=keeps, size=4, max_rounds=max_rounds
+        ),
         evaluator=None,
         checkpointer=Checkpoints(folder / "checkpoints", policy),
         tracker=lines,

@@ -43,6 +43,7 @@ def test_the_groups_without_a_score_are_not_lost(tmp_path: Path, works_ahead: bo
     trainer.rollouts, trainer.state = source, TrainerState(step=5, iteration=2)
     folder = tmp_path / "checkpoints" / "step_5"
     source.next(1)
+    source.begin(2)
     before = source.state()
     groups = source.next(2)
     with pytest.raises(TrainingError, match=r"none of the questions of iteration 2, .*: no answer; .*load=latest"):
@@ -73,6 +74,11 @@ def run(trainer: Trainer) -> tuple[str, list[dict[str, float]]]:
 AHEAD = pytest.mark.parametrize("ahead", [False, True], ids=["at once", "ahead"])
 
 
+def begins_low(groups: list[Group]) -> list[bool]:
+    """A filter that leaves out about half of the groups."""
+    return [int(group.responses[0].token_ids[0]) < 35 for group in groups]
+
+
 @AHEAD
 @pytest.mark.parametrize("stop_at", range(1, 10))
 def test_told_to_stop_at_every_moment(tmp_path: Path, ahead: bool, stop_at: int) -> None:
@@ -90,6 +96,27 @@ def test_told_to_stop_at_every_moment(tmp_path: Path, ahead: bool, stop_at: int)
     for whole in (tmp_path / "whole" / "rollouts").iterdir():
         others = [tmp_path / part / "rollouts" / whole.name for part in ("stopped", "on")]
         assert {other.read_text() for other in others if other.exists()} == {whole.read_text()}
+
+
+@AHEAD
+@pytest.mark.parametrize("stop_at", range(1, 10))
+def test_told_to_stop_while_groups_are_left_out(tmp_path: Path, ahead: bool, stop_at: int) -> None:
+    """Each iteration draws as many prompts as it takes; a resume draws the same ones, and each of them once."""
+    expected = run(make_trainer(tmp_path / "whole", ahead=ahead, keeps=begins_low, max_rounds=20))
+    assert sum(line["groups_left_out"] for line in expected[1]) > 4
+    stopped = make_trainer(tmp_path / "stopped", ahead=ahead, stop_at=stop_at, keeps=begins_low, max_rounds=20)
+    with pytest.raises(Preempted):
+        stopped.run()
+    resume = tmp_path / f"stopped/checkpoints/step_{stopped.state.step}"
+    weights, lines = run(make_trainer(tmp_path / "on", ahead=ahead, resume=resume, keeps=begins_low, max_rounds=20))
+    assert weights == expected[0] and [*stopped.tracker.lines, *lines] == expected[1]
+
+
+@AHEAD
+def test_iterations_without_a_group_that_teaches(tmp_path: Path, ahead: bool) -> None:
+    trainer = make_trainer(tmp_path, ahead=ahead, keeps=lambda groups: [False] * len(groups), max_rounds=2)
+    assert run(trainer) == ("π_0", []) and trainer.state.iteration == 3
+    assert [read_groups(path) for path in (tmp_path / "rollouts").iterdir()] == [[], [], []]
 
 
 @AHEAD
