@@ -178,7 +178,8 @@ PANELS = (
         "Degenerate groups",
         ("degenerate_group_share",),
         "Share of prompts whose responses all have one reward: they say nothing about order.",
-        advice="Above one half, most of an iteration teaches nothing: harder or easier prompts, more samples a prompt.",
+        advice="Above one half, most of an iteration teaches nothing: set rollout.filter=degenerate, take harder or "
+        "easier prompts or more samples a prompt.",
     ),
     Panel(
         "Responses",
@@ -273,6 +274,30 @@ PANELS = (
         "1 if the gradients overflowed and no update was made.",
         advice="Some at the start of fp16 are usual; in a row: the gradients are not finite, stop and look at "
         "the loss.",
+    ),
+    Panel(
+        "Responses",
+        "Groups for an iteration",
+        ("groups_sampled", "groups_left_out", "groups_given_back"),
+        "With rollout.filter: groups that were sampled, left out for having nothing to teach, and not needed, whose "
+        "prompts are drawn again.",
+        "groups",
+        advice="If most are left out, choose other prompts; if many are given back, lower rollout.oversample.",
+    ),
+    Panel(
+        "Responses",
+        "Rounds",
+        ("rollout_rounds",),
+        "How often prompts were drawn for one iteration.",
+        "rounds",
+        advice="At rollout.max_rounds the iteration may lack groups; a higher rollout.oversample needs fewer rounds.",
+    ),
+    Panel(
+        "Responses",
+        "Reward of all that was sampled",
+        ("reward_mean_sampled",),
+        "With rollout.filter: the mean over all responses, those included that are left out.",
+        advice="This one says how well the policy does: reward_mean is of the groups that are trained on alone.",
     ),
     Panel(
         "Time",

@@ -177,7 +177,7 @@ BAD = [
     (
         {
             "rollout.engine": "replay",
-            "rollout.path": "nowhere",
+            "rollout.path": ".",
             "rollout.filter": "degenerate",
             "rollout.max_rounds": 3,
         },
