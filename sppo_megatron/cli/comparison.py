@@ -18,7 +18,7 @@ from sppo_megatron.cluster.failure_report import failures_reported
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
-from sppo_megatron.hf.load import check_names_and_shapes
+from sppo_megatron.hf.load import check_tensors
 from sppo_megatron.hf.mapping import parameter_layouts
 from sppo_megatron.hf.safetensors_writer import raw_bytes
 from sppo_megatron.policy.checkpoint.logits import checkpoint_logits
@@ -55,7 +55,7 @@ def _compare_tensors(model: HFModel, megatron_path: Path) -> list[str]:
     architecture = model.architecture
     layouts = parameter_layouts(architecture, architecture.vocab_size)
     tensors = agreed(lambda: open_weights(model.folder, architecture.family))
-    agreed(lambda: check_names_and_shapes(layouts, tensors.shapes()))
+    agreed(lambda: check_tensors(layouts, tensors))
     stored = agreed(lambda: StoredWeights(megatron_path, WeightsTable(architecture, architecture.vocab_size)))
     mine = list(layouts)[dist.get_rank() :: dist.get_world_size()]
     problems: list[str] = []

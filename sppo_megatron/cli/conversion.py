@@ -22,7 +22,7 @@ from sppo_megatron.data.atomic_file import atomic_folder
 from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
 from sppo_megatron.hf.inventory import TensorRow, tensor_rows
-from sppo_megatron.hf.load import check_names_and_shapes
+from sppo_megatron.hf.load import check_tensors
 from sppo_megatron.hf.mapping import parameter_layouts
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.policy.checkpoint.weights import StoredWeights, write_weights
@@ -46,7 +46,7 @@ def to_megatron(options: argparse.Namespace) -> None:
     )
     layouts = parameter_layouts(architecture, padded)
     tensors = agreed(lambda: open_weights(model.folder, architecture.family))
-    agreed(lambda: check_names_and_shapes(layouts, tensors.shapes()))
+    agreed(lambda: check_tensors(layouts, tensors))
     if options.dry_run:
         return _print_rows(tensor_rows(architecture, layouts, parallelism))
     table = WeightsTable(architecture, padded)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.tensor_layouts import TensorSource
-
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+from sppo_megatron.hf.weight_files import open_safetensors, weight_files
 
 
 class HFTensors(Protocol):
@@ -28,35 +24,29 @@ class HFTensors(Protocol):
 
 
 class SafetensorsFolder:
-    """The tensors of a folder in Hugging Face format, one file or sharded with an index. Files are memory-mapped."""
+    """The tensors of a folder in Hugging Face format, one file or sharded with an index. Files are memory-mapped.
+
+    What a file holds counts, whatever the index says about its tensors, as for transformers."""
 
     def __init__(self, folder: str | Path):
-        """Raises ValueError if the folder holds no safetensors or a file of the index is missing."""
-        self._folder = Path(folder)
-        self._file_of = self._read_index()
-        self._open = {
-            name: safe_open(self._folder / name, framework="pt") for name in sorted(set(self._file_of.values()))
-        }
-
-    def _read_index(self) -> dict[str, str]:
-        index = self._folder / INDEX_FILE
-        if index.exists():
-            file_of: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            missing = sorted({name for name in file_of.values() if not (self._folder / name).exists()})
-            if missing:
-                raise ConfigError(f"{index} names files that are not there: {', '.join(missing)}")
-            return file_of
-        single = self._folder / SINGLE_FILE
-        if not single.exists():
-            raise ConfigError(f"{self._folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}: no weights to load")
-        with safe_open(single, framework="pt") as file:
-            return dict.fromkeys(file.keys(), SINGLE_FILE)
+        """Raises ConfigError as `weight_files` and `open_safetensors` do, and if two files hold the same tensor."""
+        self._file_of: dict[str, Any] = {}
+        for file in weight_files(Path(folder)):
+            opened = open_safetensors(Path(folder) / file)
+            names = opened.keys()
+            twice = sorted(self._file_of.keys() & names)
+            if twice:
+                raise ConfigError(
+                    f"{folder}: {twice[0]} is in more than one of its files, {file} among them: save the model again "
+                    "into an empty folder"
+                )
+            self._file_of |= dict.fromkeys(names, opened)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self.source(name).get_shape()) for name in self._file_of}
 
     def source(self, name: str) -> TensorSource:
-        return self._open[self._file_of[name]].get_slice(name)
+        return self._file_of[name].get_slice(name)
 
 
 class _InMemory:

@@ -1,45 +1,42 @@
-"""What a Hugging Face folder holds beside the weights: where it is, tokenizer, generation config, end tokens."""
+"""What a Hugging Face folder holds beside weights and tokenizer: where it is, generation config, end tokens."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.hf.remote_code import remote_code_refused
+from sppo_megatron.hf.side_files import SIDE_FILES
+from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE, files_of_index
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
-
-def resolve_hf_folder(hf_path: str) -> Path:
+def resolve_hf_folder(hf_path: str, key: str = "model.hf_path", with_weights: bool = True) -> Path:
     """The local folder; a hub id is downloaded into the hub's cache (or found there).
+
+    Of a hub's repository, config, tokenizer and one set of weights: what the index names, without an index the single
+    file. Copies in other formats and precisions, which many have in subfolders or beside it, aren't fetched.
 
     Raises ConfigError that says what to give.
     """
     if Path(hf_path).is_dir():
         return Path(hf_path)
     if hf_path.startswith((".", "/", "~")) or hf_path.count("/") != 1:
-        raise ConfigError(f"model.hf_path={hf_path!r} is no folder: give a folder in Hugging Face format or a hub id")
+        raise ConfigError(f"{key}={hf_path!r} is no folder: give a folder in Hugging Face format or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-        return Path(snapshot_download(hf_path, allow_patterns=patterns))
+        folder = Path(snapshot_download(hf_path, allow_patterns=["config.json", INDEX_FILE, *SIDE_FILES]))
+        if with_weights:
+            names = files_of_index(folder / INDEX_FILE) if (folder / INDEX_FILE).exists() else [SINGLE_FILE]
+            folder = Path(snapshot_download(hf_path, allow_patterns=names))
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
-            f"model.hf_path={hf_path!r} is no local folder and could not be fetched from the hub: {error}"
+            f"{key}={hf_path!r} is no local folder and could not be fetched from the hub: {error}"
         ) from error
-
-
-def load_tokenizer(folder: Path) -> Any | None:
-    """The folder's tokenizer, None if it has none. Raises ConfigError if it comes with code of its own."""
-    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
-        return None
-    with remote_code_refused(f"the tokenizer of {folder}"):
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
 
 
 def load_generation_config(folder: Path) -> Any | None:

@@ -10,8 +10,9 @@ from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_arc
 from sppo_megatron.hf.families import FAMILIES, family_of
 from sppo_megatron.hf.fused_experts import by_expert
 from sppo_megatron.hf.hf_checkpoint import HFTensors, SafetensorsFolder
-from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder
+from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.side_files import write_side_files
+from sppo_megatron.hf.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)

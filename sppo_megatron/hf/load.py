@@ -14,6 +14,8 @@ from sppo_megatron.hf.tensor_layouts import TensorLayout
 
 # Buffers that old checkpoints store and the config determines.
 _DERIVED = (".rotary_emb.inv_freq",)
+HEAD = "lm_head.weight"
+_ROWS = 4096  # compared at a time
 
 
 def check_names_and_shapes(layouts: Mapping[str, TensorLayout], found: Mapping[str, tuple[int, ...]]) -> None:
@@ -21,7 +23,7 @@ def check_names_and_shapes(layouts: Mapping[str, TensorLayout], found: Mapping[s
     expected = hf_shapes(layouts)
     ignored = {name for name in found if name.endswith(_DERIVED)}
     if OUTPUT_LAYER not in layouts:
-        ignored.add("lm_head.weight")  # a tied head may be stored twice
+        ignored.add(HEAD)  # a tied head may be stored twice
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected and name not in ignored]
     misshapen = [
@@ -36,6 +38,29 @@ def check_names_and_shapes(layouts: Mapping[str, TensorLayout], found: Mapping[s
     ]
     if problems:
         raise ConfigError("the checkpoint does not fit its config.json: " + "; ".join(problems))
+
+
+def check_tensors(layouts: Mapping[str, TensorLayout], tensors: HFTensors) -> None:
+    """Raises ValueError as `check_names_and_shapes` does, and for a head that is stored, isn't the embedding, and by
+    the config is: transformers 5 keeps it, 4 and vLLM drop it."""
+    check_names_and_shapes(layouts, tensors.shapes())
+    if OUTPUT_LAYER not in layouts:
+        check_tied_head(tensors, layouts[EMBEDDING].hf_names[0])
+
+
+def check_tied_head(tensors: HFTensors, embedding_name: str = "model.embed_tokens.weight") -> None:
+    """Raises ConfigError if a tied head is stored beside the embedding and isn't equal to it."""
+    shapes = tensors.shapes()
+    if not {HEAD, embedding_name} <= shapes.keys():
+        return
+    embedding, head = tensors.source(embedding_name), tensors.source(HEAD)
+    for start in range(0, shapes[HEAD][0], _ROWS):
+        part = slice(start, start + _ROWS)
+        if not torch.equal(embedding[part].float(), head[part].float()):
+            raise ConfigError(
+                f"config.json says tie_word_embeddings=true, and the stored {HEAD} isn't the embedding: set it to "
+                "false to use the stored head, or remove that tensor to use the embedding"
+            )
 
 
 @torch.no_grad()

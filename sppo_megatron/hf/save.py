@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from sppo_megatron.data.atomic_file import atomic_folder
-from sppo_megatron.hf.hf_checkpoint import INDEX_FILE, SINGLE_FILE
 from sppo_megatron.hf.safetensors_writer import SafetensorsWriter
 from sppo_megatron.hf.side_files import write_side_files
+from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE
 
 
 def save_hf_folder(

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+_CHAT_TEMPLATES = "additional_chat_templates"
 # The tokenizer's files, in every format that transformers reads, and the generation config.
-_PATTERNS = (
+SIDE_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -17,10 +18,14 @@ _PATTERNS = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "*.model",
+    "tekken.json",
     "*.tiktoken",
+    "tiktoken.model",
+    "tokenizer.model*",
+    "spiece.model",
+    "sentencepiece*.model",
+    f"{_CHAT_TEMPLATES}/*.jinja",
 )
-_CHAT_TEMPLATES = "additional_chat_templates"
 
 
 def write_side_files(folder: Path, hf_config: Any, source: Path | None) -> None:
@@ -33,7 +38,7 @@ def write_side_files(folder: Path, hf_config: Any, source: Path | None) -> None:
     hf_config.save_pretrained(folder)
     if source is None:
         return
-    for path in {path for pattern in _PATTERNS for path in source.glob(pattern) if path.is_file()}:
-        shutil.copyfile(path, folder / path.name)
-    if (source / _CHAT_TEMPLATES).is_dir():
-        shutil.copytree(source / _CHAT_TEMPLATES, folder / _CHAT_TEMPLATES, dirs_exist_ok=True)
+    for path in {path for pattern in SIDE_FILES for path in source.glob(pattern) if path.is_file()}:
+        copy = folder / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from sppo_megatron.config import RewardModelConfig
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.remote_code import remote_code_refused
+from sppo_megatron.hf.tokenizer import load_tokenizer
 from sppo_megatron.rewards.text import printable
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,10 +85,11 @@ def _padded(rows: list[list[int]], length: int, value: int) -> Tensor:
 
 
 def _load(config: RewardModelConfig) -> tuple[Any, Any]:
+    assert config.path is not None, "checked"
     settings: dict[str, Any] = {"num_labels": 1, "dtype": _DTYPES[config.dtype], "output_loading_info": True}
     with remote_code_refused(f"reward.model.path={config.path}"):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.path, trust_remote_code=False)
+            tokenizer = load_tokenizer(resolve_hf_folder(config.path, "reward.model.path", with_weights=False))
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 config.path, trust_remote_code=False, **settings
             )
@@ -99,6 +102,8 @@ def _load(config: RewardModelConfig) -> tuple[Any, Any]:
             raise ConfigError(
                 f"reward.model.path={config.path} can't be loaded as a sequence classifier with one output: {error}"
             ) from error
+    if tokenizer is None:
+        raise ConfigError(f"reward.model.path={config.path} has no tokenizer: save one into that folder")
     absent = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     if absent:
         raise ConfigError(

@@ -15,10 +15,12 @@ from sppo_megatron.data.records import Split
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
 from sppo_megatron.hf.families import FAMILIES
-from sppo_megatron.hf.hf_checkpoint import HFTensors, RandomTensors
-from sppo_megatron.hf.hf_folder import load_generation_config, load_tokenizer, resolve_hf_folder, stop_token_ids
+from sppo_megatron.hf.hf_checkpoint import HFTensors, RandomTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_folder import load_generation_config, resolve_hf_folder, stop_token_ids
 from sppo_megatron.hf.hf_model import open_weights
+from sppo_megatron.hf.load import check_tensors, check_tied_head
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
 from sppo_megatron.policy.model.bridge import BridgeModel
 from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
@@ -66,7 +68,7 @@ def read_inputs(config: Config) -> Inputs:
     model = open_model(config, folder, hf_config)
     check_layout(config.parallelism, **model.layout_sizes())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
-    decode = None if tokenizer is None else partial(tokenizer.decode, skip_special_tokens=True)
+    decode = None if tokenizer is None else decoder(tokenizer)
     scorer = build_scorer(config.reward, decode)
     kind = stored_kind(config)
     stored = kind.open(config) if kind is not None else None
@@ -94,6 +96,9 @@ def open_model(config: Config, folder: Path, hf_config: Any) -> ModelSource:
                 f"model.init={config.model.init} with a {hf_config.model_type} model: only {', '.join(FAMILIES)} can "
                 "start from random weights; set model.init=hf"
             )
+        stored = SafetensorsFolder(folder)
+        if getattr(hf_config, "tie_word_embeddings", False):
+            check_tied_head(stored)
         return BridgeModel(folder, hf_config)
     architecture = read_architecture(hf_config)
     return MappedModel(architecture, _tensors(config, folder, architecture), config.model.make_vocab_size_divisible_by)
@@ -126,7 +131,9 @@ def _prompts(
 
 
 def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
+    layouts = parameter_layouts(architecture, architecture.vocab_size)
     if config.model.init == "hf":
-        return open_weights(folder, architecture.family)
-    shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))
-    return RandomTensors(shapes, architecture.initializer_range, config.train.seed)
+        tensors = open_weights(folder, architecture.family)
+        check_tensors(layouts, tensors)
+        return tensors
+    return RandomTensors(hf_shapes(layouts), architecture.initializer_range, config.train.seed)

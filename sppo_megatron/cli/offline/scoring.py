@@ -20,7 +20,8 @@ from sppo_megatron.config import Config
 from sppo_megatron.data.digests import file_digest, model_digest
 from sppo_megatron.data.rollout_file import iterate_groups
 from sppo_megatron.errors import ConfigError, TrainingError
-from sppo_megatron.hf.hf_folder import load_tokenizer, resolve_hf_folder
+from sppo_megatron.hf.hf_folder import resolve_hf_folder
+from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
 from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.rewards.scorer import Scorer, ScoringError, score_over_ranks
 from sppo_megatron.rewards.text import Decode
@@ -130,7 +131,7 @@ def _decoder(hf_path: str) -> Decode | None:
     tokenizer = load_tokenizer(resolve_hf_folder(hf_path))
     if tokenizer is None:
         raise ConfigError(f"model.hf_path={hf_path} has no tokenizer: give a folder that has one")
-    return lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    return decoder(tokenizer)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from sppo_megatron.hf.architecture import read_architecture
 from sppo_megatron.hf.export import stream_hf_tensors
-from sppo_megatron.hf.hf_checkpoint import INDEX_FILE, SINGLE_FILE, SafetensorsFolder
+from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.mapping import FUSED_NORM_NAMES, parameter_layouts
 from sppo_megatron.hf.save import save_hf_folder
+from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from sppo_megatron.hf.architecture import read_architecture
-from sppo_megatron.hf.hf_checkpoint import INDEX_FILE, SINGLE_FILE, RandomTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_checkpoint import RandomTensors, SafetensorsFolder
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
+from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE
 
 SHAPES = {"a.weight": (64, 32), "b.weight": (64, 32), "norm.weight": (64,), "q.bias": (64,)}
 

@@ -1,28 +1,22 @@
-"""The folder beside its weights: where it is, tokenizer, generation config, end tokens."""
+"""The folder beside its weights: where it is, what is fetched of a hub's, generation config, end tokens."""
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from huggingface_hub.utils import filter_repo_objects
+from transformers import GenerationConfig
 
 from sppo_megatron.hf.hf_folder import (
     load_generation_config,
-    load_tokenizer,
     resolve_hf_folder,
     stop_token_ids,
 )
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "<end>", "a", "b"])}
-    model = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="<end>")
+from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE
 
 
 def no_download(*args, **kwargs):
@@ -44,18 +38,60 @@ def test_a_path_is_no_hub_id(path, monkeypatch):
         resolve_hf_folder(path)
 
 
-def test_a_hub_id_is_fetched_with_weights_and_tokenizer(tmp_path, monkeypatch):
-    asked = {}
+REPOSITORY = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/rag.jinja",
+    "model.safetensors",
+    "model.fp16.safetensors",
+    "consolidated.safetensors",
+    "params.json",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+    "original/model.safetensors",
+    "original/consolidated.00.pth",
+    "original/tokenizer.model",
+    "original/config.json",
+    "metal/model.bin",
+    "onnx/model.onnx",
+    "onnx/config.json",
+    "model.safetensors.index.fp32.json",
+    "modeling_x.py",
+)
+SMALL = set(REPOSITORY[:6])
+SHARDS = ("model.safetensors-00001-of-00002.safetensors", "model.safetensors-00002-of-00002.safetensors")
+
+
+def fake_hub(tmp_path, names, index=None):
+    """A download as huggingface_hub's: the files of the repository that fit the patterns, into one folder."""
 
     def download(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+        assert name == "owner/name"
+        for path in filter_repo_objects(names, allow_patterns=allow_patterns):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(json.dumps(index) if path == INDEX_FILE else "")
         return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return download
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_hub_id_is_fetched_with_one_set_of_weights_and_tokenizer(tmp_path, monkeypatch, is_sharded):
+    index = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}
+    names = (*REPOSITORY, *SHARDS, INDEX_FILE) if is_sharded else REPOSITORY
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake_hub(tmp_path, names, index))
     assert resolve_hf_folder("owner/name") == tmp_path
-    assert asked["name"] == "owner/name"
-    assert {"*.safetensors", "*.json", "*.jinja"} <= set(asked["patterns"])
-    assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in asked["patterns"])
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == SMALL | ({*SHARDS, INDEX_FILE} if is_sharded else {SINGLE_FILE})
+
+
+def test_a_tokenizer_is_fetched_without_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fake_hub(tmp_path, REPOSITORY))
+    resolve_hf_folder("owner/name", with_weights=False)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == SMALL
 
 
 @pytest.mark.parametrize("error", [LocalEntryNotFoundError("offline"), OSError("no route")])
@@ -66,14 +102,6 @@ def test_a_hub_id_that_can_not_be_fetched(monkeypatch, error):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     with pytest.raises(ValueError, match=r"model\.hf_path='owner/name' is no local folder and could not be fetched"):
         resolve_hf_folder("owner/name")
-
-
-def test_tokenizer(tmp_path):
-    assert load_tokenizer(tmp_path) is None
-    make_tokenizer().save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(tmp_path)
-    assert tokenizer.convert_tokens_to_ids(["a", "b"]) == [2, 3]
-    assert tokenizer.eos_token_id == 1
 
 
 def test_generation_config(tmp_path):
