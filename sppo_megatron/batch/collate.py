@@ -69,15 +69,15 @@ def collate(
     sequences, chosen = batch.sequences, members(units)
     b, s = shape or micro_batch_shape(units, sequences.num_tokens, layout)
     boundaries = _segment_boundaries(sequences, chosen, layout, s)
+    grid = _fill_grid(sequences, chosen, boundaries, layout, b, s)
+    predicting = _predicting_tokens(sequences, chosen, boundaries, layout, b)
     segments = np.diff(boundaries).tolist() if layout.packed else [s]
-    held = zigzag_indices(segments, layout.cp_size, layout.cp_rank).numpy()
-    grid = {
-        name: np.ascontiguousarray(values[:, held])
-        for name, values in _fill_grid(sequences, chosen, boundaries, layout, b, s).items()
-    }
-    by_row = {name: grid[name].T.reshape(-1) for name in ("token_index", "sequence")}  # hidden states are [s, b, h]
-    rows = np.flatnonzero(by_row["token_index"] >= 0)
-    index = by_row["token_index"][rows]
+    if layout.cp_size > 1:
+        held = zigzag_indices(segments, layout.cp_size, layout.cp_rank).numpy()
+        grid = [np.ascontiguousarray(values[:, held]) for values in grid]
+        predicting = _held(predicting, held, b, s)
+    rows, index, sequence_ids = predicting
+    tokens, position_ids, padding = grid
     lengths = sequences.lengths[chosen]
     has_rollout = batch.has_rollout is not None and len(chosen) > 0 and bool(batch.has_rollout[chosen].all())
 
@@ -85,15 +85,15 @@ def collate(
         return None if values is None else torch.from_numpy(values[index])
 
     return MicroBatch(
-        tokens=torch.from_numpy(grid["token"]),
-        position_ids=torch.from_numpy(grid["position"]),
-        padding=torch.from_numpy(grid["padding"]),
+        tokens=torch.from_numpy(tokens),
+        position_ids=torch.from_numpy(position_ids),
+        padding=torch.from_numpy(padding),
         cu_seqlens=torch.tensor(boundaries, dtype=torch.int32) if layout.packed else None,
         max_seqlen=max(segments),
         rows=torch.from_numpy(rows),
         labels=torch.from_numpy(sequences.token_ids[index].astype(np.int64)),
         token_index=torch.from_numpy(index),
-        sequence_ids=torch.from_numpy(by_row["sequence"][rows]),
+        sequence_ids=torch.from_numpy(sequence_ids),
         old_log_probs=torch.from_numpy(batch.old_log_probs[index]),
         rollout_log_probs=of_tokens(batch.rollout_log_probs) if has_rollout else None,
         ref_log_probs=of_tokens(batch.ref_log_probs),
@@ -113,29 +113,68 @@ def _segment_boundaries(sequences: Sequences, chosen: np.ndarray, layout: MicroB
 
 def _fill_grid(
     sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout, b: int, s: int
-) -> dict[str, np.ndarray]:
-    """Each array is [b, s]; token_index is −1 at places that predict no response token that counts."""
-    grid: dict[str, np.ndarray] = {
-        "token": np.zeros((b, s), np.int64),
-        "position": np.zeros((b, s), np.int64),
-        "padding": np.ones((b, s), np.bool_),
-        "sequence": np.zeros((b, s), np.int64),
-        "token_index": np.full((b, s), -1, np.int64),
-    }
+) -> list[np.ndarray]:
+    """Tokens and positions, int64 [b, s], and padding, bool [b, s]."""
+    tokens, positions = np.zeros((2, b, s), np.int64)
+    padding = np.ones((b, s), np.bool_)
+    counting = np.arange(sequences.num_tokens[chosen].max(initial=0))
     for number, place in enumerate(chosen.tolist()):
         row, start = (0, int(boundaries[number])) if layout.packed else (number, 0)
         prompt_place = sequences.prompt_of[place]
         prompt = sequences.prompt_token_ids[slice(*sequences.prompt_offsets[prompt_place : prompt_place + 2])]
         first, end = sequences.offsets[place : place + 2]
-        ids = np.concatenate([prompt, sequences.token_ids[first:end]])
-        fed = slice(start, start + len(ids) - 1)
-        grid["token"][row, fed] = ids[:-1]
-        grid["position"][row, fed] = np.arange(len(ids) - 1)
-        grid["padding"][row, fed] = False
-        predicts = slice(start + len(prompt) - 1, start + len(ids) - 1)
-        index = np.arange(first, end)
-        if sequences.loss_mask is not None:
-            index = np.where(sequences.loss_mask[first:end], index, -1)
-        grid["sequence"][row, predicts] = number
-        grid["token_index"][row, predicts] = index
-    return grid
+        # The last token predicts nothing. Without a response that is the prompt's own.
+        answer = start + len(prompt)
+        fed = answer + int(end - first) - 1
+        tokens[row, start : min(answer, fed)] = prompt[: fed - start]
+        tokens[row, answer:fed] = sequences.token_ids[first : max(first, end - 1)]
+        positions[row, start:fed] = counting[: fed - start]
+        padding[row, start:fed] = False
+    return [tokens, positions, padding]
+
+
+def _predicting_tokens(
+    sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout, b: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the tokens that predict a response token that counts, in the order of their rows: int64 [n] each.
+
+    Their rows in hidden states [s, b] that are flattened; places of the predicted ones in the batch's flat response
+    tokens; sequences, counted within the micro-batch.
+    """
+    firsts = sequences.offsets[chosen]
+    ends = np.cumsum(sequences.offsets[chosen + 1] - firsts)
+    prompts = np.diff(sequences.prompt_offsets)[sequences.prompt_of[chosen]]
+    columns = (boundaries[: len(chosen)] if layout.packed else 0) + prompts - 1
+    rows, index, sequence_ids = np.empty((3, int(ends[-1]) if len(ends) else 0), np.int64)
+    counting = np.arange(boundaries[-1] if layout.packed else len(rows) + prompts.max(initial=0))
+    begin = 0
+    for number, (first, column, end) in enumerate(zip(firsts.tolist(), columns.tolist(), ends.tolist(), strict=True)):
+        rows[begin:end] = counting[column : column + end - begin]
+        np.add(counting[: end - begin], first, out=index[begin:end])
+        sequence_ids[begin:end] = number
+        begin = end
+    if not layout.packed:
+        rows = rows * b + sequence_ids  # hidden states are [s, b, h]
+    if sequences.loss_mask is not None:
+        counts = sequences.loss_mask[index]
+        rows, index, sequence_ids = rows[counts], index[counts], sequence_ids[counts]
+    return _in_order(rows, index, sequence_ids) if b > 1 else (rows, index, sequence_ids)
+
+
+def _held(
+    predicting: tuple[np.ndarray, np.ndarray, np.ndarray], held: np.ndarray, b: int, s: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of the columns that this context-parallel rank holds. held: int64 [s/cp]."""
+    column_here = np.full(s, -1, np.int64)
+    column_here[held] = np.arange(len(held))
+    rows, index, sequence_ids = predicting
+    columns = column_here[rows // b]
+    own = columns >= 0
+    return _in_order(columns[own] * b + rows[own] % b, index[own], sequence_ids[own])
+
+
+def _in_order(
+    rows: np.ndarray, index: np.ndarray, sequence_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    order = np.argsort(rows, kind="stable")
+    return rows[order], index[order], sequence_ids[order]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sppo_megatron.batch.gate import Rollouts
-from sppo_megatron.batch.sequences import Sequences
+from sppo_megatron.batch.sequences import Sequences, difference
 from sppo_megatron.batch.targets import Targets
 from sppo_megatron.batch.units import winner_preferences
 from sppo_megatron.errors import ConfigError
@@ -44,10 +44,13 @@ def log_ratio_columns(
     sequences: Sequences, old_log_probs: np.ndarray, rollouts: Rollouts, ref_log_probs: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """Sums of log π_t − log π_ref and of log π_t − log π_rollout in nats; 0 if the other one isn't known."""
-    old = old_log_probs.astype(np.float64)
+    of_rollout = sequences.sums_of(difference, old_log_probs, rollouts.log_probs)
+    no_reference = np.zeros(len(sequences))
     return {
-        "ref_log_ratio": np.zeros(len(sequences)) if ref_log_probs is None else sequences.sums(old - ref_log_probs),
-        "rollout_log_ratio": np.where(rollouts.has_log_probs, sequences.sums(old - rollouts.log_probs), 0.0),
+        "ref_log_ratio": no_reference
+        if ref_log_probs is None
+        else sequences.sums_of(difference, old_log_probs, ref_log_probs),
+        "rollout_log_ratio": np.where(rollouts.has_log_probs, of_rollout, 0.0),
     }
 
 
@@ -72,13 +75,16 @@ def importance_column(
                 f"response {missing[0]} has no rollout_log_probs, which "
                 f"objective.importance_weight={level} needs: set it to null"
             )
-    difference = old_log_probs.astype(np.float64) - rollouts.log_probs
+
+    def truncated(log_weights: np.ndarray) -> np.ndarray:
+        return truncated_importance_weight(torch.from_numpy(log_weights), objective.importance_cap).numpy()
+
+    log_probs = (old_log_probs, rollouts.log_probs)
     if level == "token":
-        of_tokens = truncated_importance_weight(torch.from_numpy(difference), objective.importance_cap).numpy()
-        weights = sequences.sums(of_tokens) / np.maximum(1, sequences.lengths)
+        of_tokens = sequences.sums_of(lambda old, rollout: truncated(difference(old, rollout)), *log_probs)
+        weights = of_tokens / np.maximum(1, sequences.lengths)
     else:
-        of_sequences = torch.from_numpy(sequences.sums(difference))
-        weights = truncated_importance_weight(of_sequences, objective.importance_cap).numpy()
+        weights = truncated(sequences.sums_of(difference, *log_probs))
     return np.where(chosen & (sequences.lengths > 0), weights, 1.0)
 
 

@@ -90,14 +90,14 @@ def check_mismatch(
 def _mismatch_of(
     sequences: Sequences, old_log_probs: np.ndarray, rollouts: Rollouts, seen: np.ndarray, token_bound: float
 ) -> Mismatch:
-    tokens = seen[sequences.sequence_of_token]
-    if sequences.loss_mask is not None:
-        tokens &= sequences.loss_mask
+    sizes = np.diff(sequences.offsets)
+    tokens = slice(None) if seen.all() else np.repeat(seen, sizes)
     return rollout_mismatch(
         torch.from_numpy(old_log_probs[tokens]),
         torch.from_numpy(rollouts.log_probs[tokens]),
-        sequences.lengths[seen].tolist(),
+        sizes[seen].tolist(),
         token_bound,
+        None if sequences.loss_mask is None else torch.from_numpy(sequences.loss_mask[tokens]),
     )
 
 

@@ -20,6 +20,7 @@ class MicroBatchLayout:
 
     Token counts are padded to sequence_multiple: 2·cp for the zigzag, times tp under sequence parallelism, times
     token_multiple, which each rank's share of the tokens is a multiple of (blocks of FP8).
+    break_even_tokens: the length at which attention costs as much as all else; None: the cost is the tokens' alone.
     """
 
     micro_batch_size: int = 1
@@ -28,6 +29,7 @@ class MicroBatchLayout:
     cp_rank: int = 0
     sequence_parallel_size: int = 1
     token_multiple: int = 1
+    break_even_tokens: float | None = None
 
     @property
     def packed(self) -> bool:
@@ -45,6 +47,13 @@ class MicroBatchLayout:
         """Tokens that sequences of num_tokens take."""
         return -(-num_tokens // self.segment_multiple) * self.segment_multiple
 
+    def costs(self, num_tokens: np.ndarray) -> np.ndarray:
+        """int64: the work of sequences of num_tokens, in that of a token without attention."""
+        lengths = self.padded_lengths(num_tokens)
+        if self.break_even_tokens is None:
+            return lengths
+        return (lengths + lengths**2 / self.break_even_tokens).astype(np.int64)
+
 
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
@@ -60,9 +69,11 @@ def plan_micro_batches(
     asks for a multiple of the pipeline size); empty ones fill up.
     """
     if layout.packed:
-        padded = layout.padded_lengths(num_tokens)
-        lengths = np.where(units != NOTHING, padded[units], 0).sum(axis=1)
-        plan = [_pack(units[share], lengths[share], layout) for share in _balance(lengths, dp_size)]
+        lengths, costs = (
+            np.where(units != NOTHING, of_sequences[units], 0).sum(axis=1)
+            for of_sequences in (layout.padded_lengths(num_tokens), layout.costs(num_tokens))
+        )
+        plan = [_pack(units[share], lengths[share], layout) for share in _balance(costs, dp_size)]
     else:
         size = max(1, layout.micro_batch_size // units.shape[1])
         shares = [units[rank::dp_size] for rank in range(dp_size)]
@@ -71,32 +82,51 @@ def plan_micro_batches(
     return [micro_batches + [units[:0]] * (count - len(micro_batches)) for micro_batches in plan]
 
 
-def _balance(lengths: np.ndarray, dp_size: int) -> list[list[int]]:
-    """Longest first onto the rank with the fewest tokens. Returns places in `lengths` for each rank."""
+def _balance(costs: np.ndarray, dp_size: int) -> list[list[int]]:
+    """The most costly first onto the rank with the least work. Returns places in `costs` for each rank."""
     shares: list[list[int]] = [[] for _ in range(dp_size)]
     loads = [(0, rank) for rank in range(dp_size)]
-    for place in np.argsort(-lengths, kind="stable").tolist():
+    for place in np.argsort(-costs, kind="stable").tolist():
         load, rank = heapq.heappop(loads)
         shares[rank].append(place)
-        heapq.heappush(loads, (load + int(lengths[place]), rank))
+        heapq.heappush(loads, (load + int(costs[place]), rank))
     return shares
 
 
 def _pack(units: np.ndarray, lengths: np.ndarray, layout: MicroBatchLayout) -> list[np.ndarray]:
     """First fit decreasing; a unit above the budget gets a micro-batch of its own."""
     assert layout.max_tokens is not None
-    bins: list[list[int]] = []
-    free: list[int] = []
+    bins: list[list[int]] = [[] for _ in lengths]
+    room = _FirstFit(len(lengths), layout.max_tokens)
     for place in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[place])
-        slot = next((i for i, room in enumerate(free) if room >= length), None)
-        if slot is None:
-            bins.append([])
-            free.append(layout.max_tokens)
-            slot = len(bins) - 1
-        bins[slot].append(place)
-        free[slot] -= length
-    return [units[places] for places in bins]
+        bins[room.take(int(lengths[place]))].append(place)
+    return [units[places] for places in bins if places]
+
+
+class _FirstFit:
+    """The room in `count` bins, as a tree whose nodes hold the most of any bin below: O(log count) a look-up.
+
+    An empty bin takes whatever its size.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self._leaves = 1 << max(0, count - 1).bit_length()
+        self._most = [size] * (2 * self._leaves)
+        self._size = size
+
+    def take(self, amount: int) -> int:
+        """The first bin with room for the amount, which it then has less."""
+        most, node, fits = self._most, 1, min(amount, self._size)
+        while node < self._leaves:
+            node *= 2
+            if most[node] < fits:
+                node += 1
+        found = node - self._leaves
+        most[node] -= amount
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
+        return found
 
 
 def micro_batch_shape(units: np.ndarray, num_tokens: np.ndarray, layout: MicroBatchLayout) -> tuple[int, int]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
+
+_BLOCK = 1 << 15  # tokens whose float64 values stay in a core's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,22 +45,32 @@ class Sequences:
         """int64 [N]: tokens of each response that count."""
         if self.loss_mask is None:
             return np.diff(self.offsets)
-        return np.bincount(self.sequence_of_token[self.loss_mask], minlength=len(self)).astype(np.int64)
+        return self.sums(self.loss_mask).astype(np.int64)
 
     @cached_property
     def num_tokens(self) -> np.ndarray:
         """int64 [N]: tokens fed to the model; the last response token predicts nothing."""
         return np.maximum(1, np.diff(self.prompt_offsets)[self.prompt_of] + np.diff(self.offsets) - 1)
 
-    @cached_property
-    def sequence_of_token(self) -> np.ndarray:
-        """int64 [T]: the response that each token is of."""
-        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
-
     def sums(self, values: np.ndarray) -> np.ndarray:
         """float64 [N]: the sum of values [T] over each response's tokens that count."""
-        counted = values if self.loss_mask is None else np.where(self.loss_mask, values, 0)
-        return np.bincount(self.sequence_of_token, weights=counted, minlength=len(self))
+        return self.sums_of(lambda of_tokens: of_tokens, values)
+
+    def sums_of(self, function: Callable[..., np.ndarray], *columns: np.ndarray) -> np.ndarray:
+        """float64 [N]: sums over each response's tokens that count of a function of columns [T], token by token.
+
+        It is called with the tokens of a few responses at a time, so that nothing of size T is made.
+        """
+        totals = np.zeros(len(self))
+        block_of = self.offsets[:-1] // _BLOCK
+        firsts = np.flatnonzero(np.diff(block_of, prepend=-1)).tolist()
+        for first, end in pairwise([*firsts, len(self)]):
+            tokens = slice(self.offsets[first], self.offsets[end])
+            values = function(*(column[tokens] for column in columns))
+            if self.loss_mask is not None:
+                values = np.where(self.loss_mask[tokens], values, 0)
+            totals[first:end] = _segment_sums(values, self.offsets[first : end + 1] - self.offsets[first])
+        return totals
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """values [T] as one array for each response."""
@@ -75,6 +88,19 @@ class Sequences:
             offsets,
             mask,
         )
+
+
+def _segment_sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    totals = np.zeros(len(offsets) - 1)
+    is_filled = np.diff(offsets) > 0  # reduceat takes an empty stretch for its first element
+    if is_filled.any():
+        totals[is_filled] = np.add.reduceat(values, offsets[:-1][is_filled], dtype=np.float64)
+    return totals
+
+
+def difference(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """float64, exact: of two arrays of float32."""
+    return np.subtract(values, others, dtype=np.float64)
 
 
 def make_sequences(

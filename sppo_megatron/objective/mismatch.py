@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sppo_megatron.objective.checks import check_same_shape
 from sppo_megatron.objective.diagnostics import K3_BOUND
+
+_BLOCK = 1 << 15  # tokens whose float64 differences stay in a core's cache
 
 
 @dataclass(frozen=True)
@@ -30,27 +32,56 @@ class Mismatch:
 
 
 def rollout_mismatch(
-    old_log_probs: Tensor, rollout_log_probs: Tensor, lengths: Sequence[int], token_bound: float
+    old_log_probs: Tensor,
+    rollout_log_probs: Tensor,
+    lengths: Sequence[int],
+    token_bound: float,
+    mask: Tensor | None = None,
 ) -> Mismatch:
     """old_log_probs, rollout_log_probs: [N] nats, responses one after the other, of `lengths` tokens each.
 
+    mask: bool [N], the tokens that count; None: all of them.
+    Works on a few responses at a time, in float64, so that nothing of the size of the whole is made.
     Raises ValueError on shapes that differ and on lengths that don't add up to N.
     """
     check_same_shape("rollout_log_probs", rollout_log_probs, "old_log_probs", old_log_probs)
     if sum(lengths) != len(old_log_probs):
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, and there are {len(old_log_probs)} log-probs")
-    difference = old_log_probs.detach().double() - rollout_log_probs.detach().double()
-    counts = torch.tensor(list(lengths), dtype=torch.int64)
-    sequence = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    empty = torch.zeros(len(counts), dtype=torch.float64)
-    total = empty.index_add(0, sequence, difference)
-    absolute = empty.index_add(0, sequence, difference.abs())
-    n = max(1, len(difference))
+    old, rollout = old_log_probs.detach(), rollout_log_probs.detach()
+    total, absolute = torch.zeros(2, len(lengths), dtype=torch.float64)
+    counts = torch.tensor(lengths, dtype=torch.int64)
+    largest = excess = 0.0
+    over = first = 0
+    for responses in _blocks(lengths):
+        sizes = torch.tensor(lengths[responses], dtype=torch.int64)
+        tokens = slice(first, first := first + int(sizes.sum()))
+        difference = old[tokens].double() - rollout[tokens]
+        if mask is not None:
+            difference.masked_fill_(~mask[tokens], 0)
+            counts[responses] = torch.segment_reduce(mask[tokens].double(), "sum", lengths=sizes).long()
+        total[responses] = torch.segment_reduce(difference, "sum", lengths=sizes)
+        excess += float(difference.clamp(max=K3_BOUND).expm1().sum())
+        absolute[responses] = torch.segment_reduce(difference.abs_(), "sum", lengths=sizes)
+        largest = max(largest, float(difference.max())) if len(difference) else largest
+        over += int((difference > token_bound).sum())
+    n = max(1, int(counts.sum()))
     return Mismatch(
-        mean=float(difference.abs().sum() / n),
-        max=float(difference.abs().max()) if len(difference) else 0.0,
-        k3=float((difference.clamp(max=K3_BOUND).expm1() - difference).sum() / n),
-        share_over=float((difference.abs() > token_bound).sum() / n),
+        mean=float(absolute.sum() / n),
+        max=largest,
+        k3=(excess - float(total.sum())) / n,
+        share_over=over / n,
         sequence_sum=total.abs(),
         sequence_mean=absolute / counts.clamp(min=1),
     )
+
+
+def _blocks(lengths: Sequence[int]) -> Iterator[slice]:
+    """Neighbouring responses of about _BLOCK tokens together."""
+    first = tokens = 0
+    for place, length in enumerate(lengths):
+        tokens += length
+        if tokens >= _BLOCK:
+            yield slice(first, place + 1)
+            first, tokens = place + 1, 0
+    if first < len(lengths):
+        yield slice(first, len(lengths))

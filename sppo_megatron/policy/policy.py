@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from sppo_megatron.batch.collate import MicroBatch, collate
+from sppo_megatron.batch.collate import collate
 from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shape, plan_micro_batches
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members, single_units
@@ -28,6 +29,7 @@ from sppo_megatron.policy.model.build import wrap_data_parallel
 from sppo_megatron.policy.model.fp8 import token_multiple
 from sppo_megatron.policy.model.router import mean_load_balancing_loss
 from sppo_megatron.policy.model.source import ModelSource
+from sppo_megatron.policy.step.attention_cost import break_even_tokens
 from sppo_megatron.policy.step.forward_step import ForwardStep, TrainingLoss, collect_log_probs
 from sppo_megatron.policy.step.lm_head import build_heads
 from sppo_megatron.policy.step.optimizer import build_optimizer, build_scheduler
@@ -59,6 +61,8 @@ class Policy:
             cp_rank=groups.cp.rank(),
             sequence_parallel_size=groups.tp.size() if run.parallelism.sequence_parallel else 1,
             token_multiple=token_multiple(run.precision),
+            # Micro-batches of a pipeline all have the shape of the largest: there their number is the cost.
+            break_even_tokens=break_even_tokens(self.config) if groups.pp.size() == 1 else None,
         )
 
     def _connect_schedule(self, run: Config) -> None:
@@ -97,7 +101,6 @@ class Policy:
         """
         batch = TrainingBatch(sequences, np.zeros(sequences.total, np.float32))
         units = single_units(len(sequences))
-        values = torch.zeros(2, sequences.total, device=self.device)
         for chunk in self.chunks:
             chunk.eval()
         if self._lacks_fp8_scales:
@@ -108,12 +111,15 @@ class Policy:
         records = self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
+        log_probs = torch.zeros(sequences.total, device=self.device)
+        entropy = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
-            for token_index, of_tokens in records:
-                values[:, token_index] = of_tokens
-        dist.all_reduce(values)  # each token is nonzero on one rank: sums are copies
-        log_probs, entropy = values.cpu().numpy()
-        return log_probs, float(entropy.sum() / max(1, sequences.lengths.sum()))
+            for token_index, (of_tokens, entropies) in records:
+                log_probs[token_index] = of_tokens
+                entropy += entropies.sum(dtype=torch.float64)
+        dist.all_reduce(log_probs)  # each token is nonzero on one rank: sums are copies
+        dist.all_reduce(entropy)
+        return log_probs.cpu().numpy(), float(entropy) / max(1, int(sequences.lengths.sum()))
 
     # ---------------------------------------------------------------- training
 
@@ -166,14 +172,15 @@ class Policy:
         shapes = [micro_batch_shape(share, num_tokens, self._layout) for share in plan]
         if pp_size > 1:  # stages exchange tensors of one shape
             shapes = [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(plan)
-        micro_batches = [collate(batch, share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True)]
+        # Made as the schedule asks for them; every chunk of the model goes through all of them.
+        micro_batches = (collate(batch, share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True))
+        iterators = tee(micro_batches, len(self.chunks))
         head = self._log_prob_head if forward_only else self.training_head
         step = ForwardStep(head, self.device, finish_for(len(plan)))
-        iterators: list[Iterator[MicroBatch]] = [iter(micro_batches) for _ in self.chunks]
         with torch.set_grad_enabled(with_grad or not forward_only):
             return get_forward_backward_func()(
                 forward_step_func=step,
-                data_iterator=iterators if interleaved else iterators[0],
+                data_iterator=list(iterators) if interleaved else iterators[0],
                 model=self.chunks if interleaved else self.chunks[0],
                 num_microbatches=len(plan),
                 seq_length=shapes[0][1],

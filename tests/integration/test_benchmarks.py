@@ -56,3 +56,12 @@ def test_train_step(tmp_path, ranks):
     forward = 2 * (26 * h * h * tokens + 4 * h * 8 * 16**2 / 2) + 2 * h * 512 * 8 * 13
     for row in rows:
         assert row["GFLOP/s"] * row["s/step"] == pytest.approx(3 * forward / ranks / 1e9)
+
+
+def test_host(tmp_path):
+    """Every row at two sizes: what a small one takes says nothing, but that it is measured."""
+    result = run(["sppo_benchmarks.host", "--tokens", "20000", "40000", "--rounds", "1"], 1, tmp_path / "out.json")
+    rows = {row["row"]: row for row in result["rows"]}
+    assert {"mismatch gate", "rollout file written", "packing, 64 ranks"} <= set(rows)
+    assert all(row["s/M"] > 0 and row["exponent"] is not None for row in rows.values())
+    assert rows["rollout file written"]["bytes/token"] > 4

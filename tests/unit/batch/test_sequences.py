@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 
-from sppo_megatron.batch.sequences import make_sequences, sequences_of
+from sppo_megatron.batch.sequences import difference, make_sequences, sequences_of
 from sppo_megatron.types import Group, Prompt, Response
 
 
@@ -31,6 +34,22 @@ def test_a_mask_takes_tokens_out_of_lengths_and_sums_and_not_of_what_is_fed():
     assert sequences.lengths.tolist() == [2, 0, 0, 2]
     assert sequences.num_tokens.tolist() == [3, 1, 1, 2]
     assert sequences.sums(np.array([1.0, np.nan, 2.0, np.inf, 3.0, 4.0])).tolist() == [3, 0, 0, 7]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_sums_of_many_responses_are_those_of_each(masked):
+    """More tokens than are worked on at a time, one response longer than that, empty ones at both ends."""
+    rng = np.random.default_rng(0)
+    sizes = [0, 7, *rng.integers(0, 900, 150).tolist(), 70_000, 0, 5, 0]
+    masks = [rng.random(size) < 0.5 for size in sizes] if masked else None
+    sequences = make_sequences([ids(1)] * len(sizes), [ids(*range(size)) for size in sizes], loss_masks=masks)
+    one, other = rng.normal(size=(2, sequences.total)).astype(np.float32)
+    found = sequences.sums_of(difference, one, other)
+    for place, (first, end) in enumerate(itertools.pairwise(sequences.offsets)):
+        values = one[first:end].astype(np.float64) - other[first:end]
+        expected = values if masks is None else values[masks[place]]
+        assert found[place] == pytest.approx(math.fsum(expected), rel=1e-12, abs=1e-12)
+        assert sequences.lengths[place] == len(expected)
 
 
 def test_the_first_ones():

@@ -47,3 +47,24 @@ def test_what_does_not_fit():
         rollout_mismatch(torch.zeros(3), torch.zeros(2), [3], token_bound=1)
     with pytest.raises(ValueError, match="add up to 2"):
         rollout_mismatch(torch.zeros(3), torch.zeros(3), [2], token_bound=1)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_responses_against_the_definition(masked):
+    """More tokens than are worked on at a time; numpy in float64 over each response."""
+    rng = np.random.default_rng(1)
+    lengths = [0, *rng.integers(0, 900, 100).tolist(), 40_000, 0]
+    old, rollout = rng.normal(size=(2, sum(lengths))).astype(np.float32) * 0.3
+    mask = rng.random(sum(lengths)) < 0.5 if masked else np.ones(sum(lengths), bool)
+    found = rollout_mismatch(
+        torch.from_numpy(old), torch.from_numpy(rollout), lengths, 0.5, torch.from_numpy(mask) if masked else None
+    )
+    d = (old.astype(np.float64) - rollout)[mask]
+    assert (found.mean, found.max) == (pytest.approx(np.abs(d).mean()), np.abs(d).max())
+    assert found.share_over == pytest.approx((np.abs(d) > 0.5).mean())
+    assert found.k3 == pytest.approx((np.exp(d) - 1 - d).mean())
+    parts = np.split(np.where(mask, old.astype(np.float64) - rollout, 0), np.cumsum(lengths)[:-1])
+    counts = [part.sum() for part in np.split(mask, np.cumsum(lengths)[:-1])]
+    np.testing.assert_allclose(found.sequence_sum, [abs(part.sum()) for part in parts], atol=1e-9)
+    expected = [np.abs(part).sum() / max(1, count) for part, count in zip(parts, counts, strict=True)]
+    np.testing.assert_allclose(found.sequence_mean, expected, atol=1e-12)

@@ -1,0 +1,8 @@
+"""`python -m sppo_benchmarks.host`."""
+
+import sys
+
+from sppo_benchmarks.host.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())
