@@ -25,7 +25,7 @@ def run(arguments: list[str], ranks: int, path: Path) -> dict:
         [sys.executable, *launcher, "-m", *arguments, "--json", str(path)],
         300,
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tools'}"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(path.read_text())

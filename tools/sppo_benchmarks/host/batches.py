@@ -41,7 +41,7 @@ def collected_log_probs(work: Workload, folder: Path) -> Work:
 
     def schedule(*, data_iterator: Any, num_microbatches: int, **_: Any) -> list[Any]:
         found = []
-        for _ in range(num_microbatches):
+        for _number in range(num_microbatches):
             batch = next(data_iterator)
             found.append(policy_module.collect_log_probs(batch, torch.zeros(2, len(batch.rows)))[1])
             del batch
