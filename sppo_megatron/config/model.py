@@ -30,3 +30,6 @@ class ModelConfig:
     """Weight of the load-balancing loss of a mixture of experts, averaged over micro-batches and added to the
     objective's; null = the Hugging Face config's router_aux_loss_coef. At 0 the loss is the objective's alone, exact in
     every layout; the balance is that of one micro-batch, so above 0 the result depends on how the mini-batch is cut."""
+    moe_expert_bias_update_rate: NextIteration[NotNegative[float]] = 0.0
+    """By how much a step moves each bias of the experts' choice (DeepSeek-V3, GLM-4.5) towards an even load; 0: the
+    biases stay as they are."""

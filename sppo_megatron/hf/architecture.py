@@ -1,18 +1,13 @@
-"""The shape of a decoder-only model, read from its Hugging Face config and checked for what we can build."""
+"""The shape of a decoder-only model: everything that its layers, its weights and its parallel layouts follow from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from transformers import AutoConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from sppo_megatron.errors import ConfigError
-from sppo_megatron.hf.families import Family, family_of
-from sppo_megatron.hf.remote_code import remote_code_refused
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +15,10 @@ class MixtureOfExperts:
     """The MLP of the layers in which a router sends each token to some of many experts.
 
     layers: for each layer of the model, whether it is such a layer. normalizes_topk: the chosen experts' probabilities
-    sum to 1. shared_ffn_hidden_size: of the expert that every token visits, None without one.
+    sum to 1. shared_ffn_hidden_size: of the expert that every token visits, None without one; shared_gate: whether a
+    sigmoid of the token weighs it. score_function: of the logits. num_groups, group_topk: experts are chosen from the
+    best groups alone; None without groups. scaling_factor: of the chosen probabilities. expert_bias: a bias that only
+    the choice sees (DeepSeek's balancing without a loss).
     """
 
     num_experts: int
@@ -30,14 +28,43 @@ class MixtureOfExperts:
     normalizes_topk: bool
     aux_loss_coeff: float
     layers: list[bool]
+    shared_gate: bool = False
+    score_function: Literal["softmax", "sigmoid"] = "softmax"
+    num_groups: int | None = None
+    group_topk: int | None = None
+    scaling_factor: float = 1.0
+    expert_bias: bool = False
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-latent attention (DeepSeek-V2): queries and keys/values come from vectors of q_rank and kv_rank.
+
+    q_rank: None if queries are projected straight from the hidden state. A head's query and key have qk_dim
+    components and rope_dim rotated ones, its value has v_dim. rotary_scaling_factor, mscale_all_dim: YaRN's, which q·k
+    is scaled by.
+    """
+
+    q_rank: int | None
+    kv_rank: int
+    qk_dim: int
+    rope_dim: int
+    v_dim: int
+    rotary_scaling_factor: float = 1.0
+    mscale_all_dim: float = 0.0
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with rotary positions, RMS norms and gated SiLU MLPs, dense or a mixture of experts.
+    """A decoder with rotary positions, RMS norms and gated MLPs, dense or a mixture of experts.
 
-    ffn_hidden_size: of the dense MLPs. mixture: None for a dense model.
-    rotary_inv_freq: fp32 [head_dim / 2], the inverse frequencies after any rope scaling (radians per token).
+    ffn_hidden_size: of the dense MLPs. mixture: None for a dense model. latent: None if queries are grouped.
+    rotary_inv_freq: fp32 [rotated components / 2], the inverse frequencies after any rope scaling (radians per token).
+    windows: of each layer the keys that a query sees, its own among them, None for all before it; [] without windows.
+    local_rotary_inv_freq: of the layers with a window, if theirs differ. softmax_scale: of q·k; None: 1/√head_dim.
+    longest_sequence: tokens beyond which positions would not mean what they mean to transformers; None: no end.
+    post_norms: what attention and MLP return is normed before it is added. zero_centered_norms: norms scale by 1 + w.
+    embedding_scale: of the embeddings, rounded to their dtype.
     """
 
     family: str
@@ -56,6 +83,15 @@ class Architecture:
     initializer_range: float
     rotary_inv_freq: torch.Tensor
     mixture: MixtureOfExperts | None = None
+    latent: LatentAttention | None = None
+    windows: list[int | None] = field(default_factory=list)
+    local_rotary_inv_freq: torch.Tensor | None = None
+    softmax_scale: float | None = None
+    longest_sequence: int | None = None
+    activation: Activation = "silu"
+    post_norms: bool = False
+    zero_centered_norms: bool = False
+    embedding_scale: float | None = None
 
     def padded_vocab_size(self, divisible_by: int, tensor_model_parallel_size: int) -> int:
         """The vocabulary with padding columns, a multiple of divisible_by × tensor_model_parallel_size."""
@@ -72,103 +108,3 @@ class Architecture:
             "num_experts": self.mixture.num_experts if self.mixture else None,
             "expert_ffn_hidden_size": self.mixture.ffn_hidden_size if self.mixture else None,
         }
-
-
-def load_hf_config(hf_path: str) -> Any:
-    """The Hugging Face config at a local folder or hub id. Raises ConfigError that says what to put there."""
-    with remote_code_refused(f"model.hf_path={hf_path!r}"):
-        try:
-            return AutoConfig.from_pretrained(hf_path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            what = (
-                "has no readable config.json" if Path(hf_path).is_dir() else "is neither a local folder nor reachable"
-            )
-            raise ConfigError(
-                f"model.hf_path={hf_path!r} {what}: give a folder in Hugging Face format or a hub id ({error})"
-            ) from error
-
-
-def read_architecture(hf_config: Any) -> Architecture:
-    """The architecture of a Hugging Face config.
-
-    Raises ConfigError for a family or a feature that isn't supported, naming it and what is.
-    """
-    family = family_of(hf_config.model_type)
-    _refuse_unsupported_features(hf_config)
-    head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
-    return Architecture(
-        family=hf_config.model_type,
-        num_layers=hf_config.num_hidden_layers,
-        hidden_size=hf_config.hidden_size,
-        ffn_hidden_size=hf_config.intermediate_size,
-        num_attention_heads=hf_config.num_attention_heads,
-        num_query_groups=hf_config.num_key_value_heads,
-        head_dim=head_dim,
-        vocab_size=hf_config.vocab_size,
-        max_position_embeddings=hf_config.max_position_embeddings,
-        norm_epsilon=hf_config.rms_norm_eps,
-        qkv_bias=family.qkv_bias and bool(getattr(hf_config, "qkv_bias", True)),
-        qk_norm=family.qk_norm,
-        tied_embeddings=bool(hf_config.tie_word_embeddings),
-        initializer_range=getattr(hf_config, "initializer_range", 0.02),
-        rotary_inv_freq=_rotary_inv_freq(hf_config, head_dim),
-        mixture=_mixture(hf_config, family),
-    )
-
-
-def _mixture(hf_config: Any, family: Family) -> MixtureOfExperts | None:
-    if family.experts is None:
-        return None
-    step = getattr(hf_config, "decoder_sparse_step", 1)
-    dense = getattr(hf_config, "mlp_only_layers", None) or ()
-    layers = [
-        layer not in dense and (layer + 1) % step == 0 and hf_config.num_experts > 0
-        for layer in range(hf_config.num_hidden_layers)
-    ]
-    if not any(layers):
-        return None
-    normalizes = bool(hf_config.norm_topk_prob) if family.normalizes_topk is None else family.normalizes_topk
-    if normalizes and hf_config.num_experts_per_tok == 1:
-        raise ConfigError(
-            f"the {hf_config.model_type} config routes to one expert whose probability is made 1: "
-            "its router gets no gradient, which is not supported"
-        )
-    return MixtureOfExperts(
-        num_experts=hf_config.num_experts,
-        num_experts_per_token=hf_config.num_experts_per_tok,
-        ffn_hidden_size=getattr(hf_config, "moe_intermediate_size", None) or hf_config.intermediate_size,
-        shared_ffn_hidden_size=hf_config.shared_expert_intermediate_size if family.experts.shared else None,
-        normalizes_topk=normalizes,
-        aux_loss_coeff=hf_config.router_aux_loss_coef,
-        layers=layers,
-    )
-
-
-def _refuse_unsupported_features(hf_config: Any) -> None:
-    window = getattr(hf_config, "sliding_window", None)
-    layer_types = getattr(hf_config, "layer_types", None)
-    if layer_types is None:  # a family without the field slides in every layer; a window as long as all is none
-        slides = bool(window) and window < hf_config.max_position_embeddings
-    else:
-        slides = "sliding_attention" in layer_types
-    refused = {
-        "attention_bias": bool(getattr(hf_config, "attention_bias", False)),
-        "mlp_bias": bool(getattr(hf_config, "mlp_bias", False)),
-        "sliding-window attention": slides,
-        f"hidden_act={hf_config.hidden_act!r} (only 'silu')": hf_config.hidden_act != "silu",
-    }
-    found = [name for name, present in refused.items() if present]
-    if found:
-        raise ConfigError(f"the {hf_config.model_type} config uses {', '.join(found)}, which is not supported")
-
-
-def _rotary_inv_freq(hf_config: Any, head_dim: int) -> torch.Tensor:
-    parameters = hf_config.rope_parameters
-    kind = parameters.get("rope_type", "default")
-    if kind == "default":
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        return 1.0 / (parameters["rope_theta"] ** exponents)
-    if kind not in ("linear", "llama3"):
-        raise ConfigError(f"rope_type {kind!r} is not supported; supported are default, linear and llama3")
-    inv_freq, _ = ROPE_INIT_FUNCTIONS[kind](hf_config, torch.device("cpu"))
-    return inv_freq.float()

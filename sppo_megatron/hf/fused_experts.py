@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sppo_megatron.hf.families import ExpertNames
+from sppo_megatron.hf.families.family import ExpertNames
 from sppo_megatron.hf.hf_checkpoint import HFTensors
 from sppo_megatron.hf.tensor_layouts import TensorSource
 

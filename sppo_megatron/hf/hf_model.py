@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.families import FAMILIES, family_of
 from sppo_megatron.hf.fused_experts import by_expert
 from sppo_megatron.hf.hf_checkpoint import HFTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.side_files import write_side_files
 from sppo_megatron.hf.tokenizer import load_tokenizer
@@ -45,4 +46,4 @@ def open_hf_model(hf_path: str) -> HFModel:
 
 def open_weights(folder: Path, family: str) -> HFTensors:
     """The tensors of a folder by the names of published checkpoints, however the experts are stored."""
-    return by_expert(SafetensorsFolder(folder), family_of(family).experts)
+    return by_expert(SafetensorsFolder(folder), family_of(family).layer.experts)

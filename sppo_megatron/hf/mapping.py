@@ -10,17 +10,31 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from sppo_megatron.hf.architecture import Architecture, MixtureOfExperts
+from sppo_megatron.hf.architecture import Architecture, LatentAttention, MixtureOfExperts
 from sppo_megatron.hf.families import FAMILIES
-from sppo_megatron.hf.tensor_layouts import GatedMlp, QueryKeyValue, Replicated, RowParallel, TensorLayout, Vocabulary
+from sppo_megatron.hf.families.family import LayerNames
+from sppo_megatron.hf.tensor_layouts import (
+    ColumnParallel,
+    GatedMlp,
+    QueryKeyValue,
+    Replicated,
+    RowParallel,
+    TensorLayout,
+    Vocabulary,
+)
 
 EMBEDDING = "embedding.word_embeddings.weight"
 OUTPUT_LAYER = "output_layer.weight"
+EXPERT_BIAS = "router.expert_bias"  # of a mixture's layer: a buffer, which no gradient reaches
 
 # Transformer Engine's name of a norm -> the name in Megatron's local layers.
 FUSED_NORM_NAMES = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+_FUSED_LATENT_NORM_NAMES = {
+    "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
 }
 # Transformer Engine's grouped experts: `weightN` is the weight of expert N.
 _GROUPED_EXPERT = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
@@ -47,7 +61,7 @@ def parameter_layouts(architecture: Architecture, padded_vocab_size: int) -> dic
 
 def canonical_name(megatron_name: str) -> str:
     """The name in Megatron's local layers of a parameter that Transformer Engine may have fused or grouped."""
-    for fused, local in FUSED_NORM_NAMES.items():
+    for fused, local in (FUSED_NORM_NAMES | _FUSED_LATENT_NORM_NAMES).items():
         if megatron_name.endswith(fused):
             return megatron_name.removesuffix(fused) + local
     return _GROUPED_EXPERT.sub(r".mlp.experts.local_experts.\2.\1.weight", megatron_name)
@@ -72,36 +86,64 @@ def hf_shapes(layouts: Mapping[str, TensorLayout]) -> dict[str, tuple[int, ...]]
 
 
 def _layer_layouts(a: Architecture, layer: int) -> dict[str, TensorLayout]:
-    megatron, hf = f"decoder.layers.{layer}.", f"model.layers.{layer}."
+    megatron, hf, names = f"decoder.layers.{layer}.", f"model.layers.{layer}.", FAMILIES[a.family].layer
     is_mixture = a.mixture is not None and a.mixture.layers[layer]
-    norm = Replicated(hf + "post_attention_layernorm.weight", (a.hidden_size,))
-    return (
-        _attention_layouts(a, megatron, hf)
-        | {megatron + "pre_mlp_layernorm.weight": norm}
-        | (_mixture_layouts(a, megatron + "mlp.", hf) if is_mixture else _dense_layouts(a, megatron + "mlp.", hf))
+    layouts = {megatron + "input_layernorm.weight": _norm(a, hf + names.attention_norm)}
+    layouts |= (_latent_layouts if a.latent else _attention_layouts)(a, megatron + "self_attention.", hf + "self_attn.")
+    if names.attention_post_norm:
+        layouts[megatron + "self_attention.linear_proj.post_norm.weight"] = _norm(a, hf + names.attention_post_norm)
+    layouts[megatron + "pre_mlp_layernorm.weight"] = _norm(a, hf + names.mlp_norm)
+    layouts |= (
+        _mixture_layouts(a, megatron + "mlp.", hf, names) if is_mixture else _dense_layouts(a, megatron + "mlp.", hf)
     )
+    if names.mlp_post_norm:
+        layouts[megatron + "mlp.linear_fc2.post_norm.weight"] = _norm(a, hf + names.mlp_post_norm)
+    return layouts
+
+
+def _norm(a: Architecture, hf: str) -> TensorLayout:
+    return Replicated(hf + ".weight", (a.hidden_size,))
 
 
 def _attention_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorLayout]:
-    attention = hf + "self_attn."
-
     def qkv(kind: str, hidden_size: int | None) -> QueryKeyValue:
-        names = (f"{attention}q_proj.{kind}", f"{attention}k_proj.{kind}", f"{attention}v_proj.{kind}")
+        names = (f"{hf}q_proj.{kind}", f"{hf}k_proj.{kind}", f"{hf}v_proj.{kind}")
         return QueryKeyValue(names, a.num_attention_heads, a.num_query_groups, a.head_dim, hidden_size)
 
-    heads = a.num_attention_heads * a.head_dim
-    layouts: dict[str, TensorLayout] = {
-        megatron + "input_layernorm.weight": Replicated(hf + "input_layernorm.weight", (a.hidden_size,)),
-        megatron + "self_attention.linear_qkv.weight": qkv("weight", a.hidden_size),
-    }
+    layouts: dict[str, TensorLayout] = {megatron + "linear_qkv.weight": qkv("weight", a.hidden_size)}
     if a.qkv_bias:
-        layouts[megatron + "self_attention.linear_qkv.bias"] = qkv("bias", None)
+        layouts[megatron + "linear_qkv.bias"] = qkv("bias", None)
     if a.qk_norm:
         for name in ("q", "k"):
-            norm = Replicated(f"{attention}{name}_norm.weight", (a.head_dim,))
-            layouts[f"{megatron}self_attention.{name}_layernorm.weight"] = norm
-    projection = RowParallel(attention + "o_proj.weight", (a.hidden_size, heads))
-    return layouts | {megatron + "self_attention.linear_proj.weight": projection}
+            layouts[f"{megatron}{name}_layernorm.weight"] = Replicated(f"{hf}{name}_norm.weight", (a.head_dim,))
+    heads = a.num_attention_heads * a.head_dim
+    return layouts | {megatron + "linear_proj.weight": RowParallel(hf + "o_proj.weight", (a.hidden_size, heads))}
+
+
+def _latent_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorLayout]:
+    latent, heads = a.latent, a.num_attention_heads
+    assert isinstance(latent, LatentAttention)
+    query = heads * (latent.qk_dim + latent.rope_dim)
+    key_value = heads * (latent.qk_dim + latent.v_dim)
+    layouts: dict[str, TensorLayout]
+    if latent.q_rank is None:
+        layouts = {megatron + "linear_q_proj.weight": ColumnParallel(hf + "q_proj.weight", (query, a.hidden_size))}
+    else:
+        layouts = {
+            megatron + "linear_q_down_proj.weight": ColumnParallel(
+                hf + "q_a_proj.weight", (latent.q_rank, a.hidden_size)
+            ),
+            megatron + "linear_q_up_proj.weight": ColumnParallel(hf + "q_b_proj.weight", (query, latent.q_rank)),
+            megatron + "q_layernorm.weight": Replicated(hf + "q_a_layernorm.weight", (latent.q_rank,)),
+        }
+    return layouts | {
+        megatron + "linear_kv_down_proj.weight": ColumnParallel(
+            hf + "kv_a_proj_with_mqa.weight", (latent.kv_rank + latent.rope_dim, a.hidden_size)
+        ),
+        megatron + "linear_kv_up_proj.weight": ColumnParallel(hf + "kv_b_proj.weight", (key_value, latent.kv_rank)),
+        megatron + "kv_layernorm.weight": Replicated(hf + "kv_a_layernorm.weight", (latent.kv_rank,)),
+        megatron + "linear_proj.weight": RowParallel(hf + "o_proj.weight", (a.hidden_size, heads * latent.v_dim)),
+    }
 
 
 def _gated_mlp(
@@ -120,12 +162,14 @@ def _dense_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorL
     return _gated_mlp(megatron, names, a.hidden_size, a.ffn_hidden_size)
 
 
-def _mixture_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorLayout]:
-    moe, names = a.mixture, FAMILIES[a.family].experts
+def _mixture_layouts(a: Architecture, megatron: str, hf: str, layer: LayerNames) -> dict[str, TensorLayout]:
+    moe, names = a.mixture, layer.experts
     assert isinstance(moe, MixtureOfExperts) and names is not None
     block = hf + names.block + "."
     router = Replicated(f"{block}{names.router}.weight", (moe.num_experts, a.hidden_size))
     layouts: dict[str, TensorLayout] = {megatron + "router.weight": router}
+    if moe.expert_bias:
+        layouts[megatron + EXPERT_BIAS] = Replicated(f"{block}{names.router}.{names.bias}", (moe.num_experts,))
     for expert in range(moe.num_experts):
         ours, theirs = f"{megatron}experts.local_experts.{expert}.", f"{block}experts.{expert}."
         projections = (theirs + names.gate, theirs + names.up, theirs + names.down)
@@ -134,5 +178,6 @@ def _mixture_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Tenso
         ours, theirs = megatron + "shared_experts.", f"{block}{names.shared}."
         projections = (theirs + names.gate, theirs + names.up, theirs + names.down)
         layouts |= _gated_mlp(ours, projections, a.hidden_size, moe.shared_ffn_hidden_size)
-        layouts[ours + "gate_weight"] = Replicated(f"{block}{names.shared_gate}.weight", (1, a.hidden_size))
+        if moe.shared_gate:
+            layouts[ours + "gate_weight"] = Replicated(f"{block}{names.shared_gate}.weight", (1, a.hidden_size))
     return layouts

@@ -115,6 +115,28 @@ class RowParallel:
 
 
 @dataclass(frozen=True)
+class ColumnParallel:
+    """Megatron's ColumnParallelLinear: the output dimension (rows of the weight) is split."""
+
+    hf_name: str
+    shape: tuple[int, int]
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        return (self.hf_name,)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        return (self.shape,)
+
+    def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
+        return sources[0][_rows(self.shape[0], tp_rank, tp_size)]
+
+    def unshard(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (torch.cat(list(shards)),)
+
+
+@dataclass(frozen=True)
 class GatedMlp:
     """linear_fc1: gate and up projections, concatenated *per tensor-parallel shard*."""
 

@@ -1,4 +1,4 @@
-"""Core attention in plain torch: grouped queries, packed (THD) sequences, context parallelism, a key-value cache.
+"""Core attention in plain torch: grouped queries, windows, packed (THD) sequences, context parallelism, a cache.
 
 Stands in for Transformer Engine's attention if that isn't installed, with the same layouts: under context
 parallelism every segment is cut into 2·cp chunks and rank r holds chunks r and 2·cp−1−r. Keys and values are gathered
@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 from torch import Tensor
 
 from sppo_megatron.parallel import zigzag_indices
@@ -42,8 +43,10 @@ class _GatherSequence(torch.autograd.Function):
 class TorchAttention(MegatronModule):
     """softmax(q kᵀ / √d) v by `scaled_dot_product_attention`.
 
-    query [sq, b, heads/tp, d], key and value [sk, b, groups/tp, d] (without b if packed) -> [sq, b, heads/tp · d].
-    `cp_group` is the group that keys and values are gathered over; None switches context parallelism off (generation).
+    query [sq, b, heads/tp, d], key [sk, b, groups/tp, d], value [sk, b, groups/tp, d_v] -> [sq, b, heads/tp · d_v], all
+    without b if packed. With a window (`config.window_size`, `config.window_attn_skip_freq`) a query sees its
+    own key and window_size[0] before it. `cp_group` is the group that keys and values are gathered over; None switches
+    context parallelism off (generation).
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class TorchAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: ProcessGroupCollection | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
     ):
         super().__init__(config=config)
         assert pg_collection is not None
@@ -63,6 +68,9 @@ class TorchAttention(MegatronModule):
             raise ValueError("TorchAttention has no dropout: π_θ must be a function")
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        self.is_latent = v_channels is not None  # multi-latent attention takes packed results without b
+        slides = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.keys_before = config.window_size[0] if slides else None
         self.cp_group: dist.ProcessGroup | None = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
@@ -94,9 +102,21 @@ class TorchAttention(MegatronModule):
             out = torch.cat([self._attend(q, k, v, causal) for q, k, v in zip(*segments, strict=True)])
         else:
             out = self._attend(query, key, value, causal)
-        return out.flatten(2)
+        return out.squeeze(1).flatten(1) if self.is_latent and packed_seq_params is not None else out.flatten(2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        """The last query is at the position of the last key."""
+        if self.keys_before is None:
+            return self._softmax(q, k, v, causal)
+        keys = torch.arange(len(k), device=q.device)
+        return self._softmax(q, k, v, mask=self._visible(keys[len(k) - len(q) :], keys))
+
+    def _visible(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """[sq, sk]: which keys a query sees, by positions in the sequence."""
+        behind = queries[:, None] - keys[None, :]
+        return behind >= 0 if self.keys_before is None else (behind >= 0) & (behind <= self.keys_before)
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
@@ -115,9 +135,8 @@ class TorchAttention(MegatronModule):
         out, start, local_start = [], 0, 0
         for length in lengths:
             local = slice(local_start, local_start + length // size)
-            keys = torch.arange(start, start + length, device=q.device)
-            mask = keys[None, :] <= position[local, None]
             segment = slice(start, start + length)
-            out.append(self._attend(q[local], k[segment], v[segment], causal=False, mask=mask))
+            mask = self._visible(position[local], torch.arange(start, start + length, device=q.device))
+            out.append(self._softmax(q[local], k[segment], v[segment], mask=mask))
             start, local_start = segment.stop, local.stop
         return torch.cat(out)

@@ -20,7 +20,7 @@ from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shap
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members, single_units
 from sppo_megatron.config import Config
-from sppo_megatron.errors import TrainingError
+from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.objective import finalize_diagnostics
 from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.parallel import reduce_max, reduce_sums
@@ -98,7 +98,9 @@ class Policy:
         """log π_θ of every response token under the current weights, and the mean entropy per token that counts.
 
         Returns (log-probs: float32 [T] nats, 0 for masked-out tokens; entropy in nats), the same on every rank.
+        Raises ConfigError if a sequence is longer than the model's rotary positions are defined for.
         """
+        self._check_lengths(sequences)
         batch = TrainingBatch(sequences, np.zeros(sequences.total, np.float32))
         units = single_units(len(sequences))
         for chunk in self.chunks:
@@ -120,6 +122,14 @@ class Policy:
         dist.all_reduce(log_probs)  # each token is nonzero on one rank: sums are copies
         dist.all_reduce(entropy)
         return log_probs.cpu().numpy(), float(entropy) / max(1, int(sequences.lengths.sum()))
+
+    def _check_lengths(self, sequences: Sequences) -> None:
+        limit, found = self.model.longest_sequence, int(sequences.num_tokens.max(initial=0))
+        if limit is not None and found > limit:
+            raise ConfigError(
+                f"a sequence of {found} tokens: the positions of this model change beyond {limit} tokens, which is not "
+                "supported; make prompts and rollout.max_response_length shorter"
+            )
 
     # ---------------------------------------------------------------- training
 

@@ -24,7 +24,7 @@ from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.errors import ConfigError, TrainingError
-from sppo_megatron.hf.architecture import load_hf_config
+from sppo_megatron.hf.hf_config import load_hf_config
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.hf.side_files import write_side_files

@@ -13,9 +13,10 @@ from sppo_megatron.data.human_response import drop_long_responses
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.data.records import Split
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.families import FAMILIES
 from sppo_megatron.hf.hf_checkpoint import HFTensors, RandomTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_folder import load_generation_config, resolve_hf_folder, stop_token_ids
 from sppo_megatron.hf.hf_model import open_weights
 from sppo_megatron.hf.load import check_tensors, check_tied_head

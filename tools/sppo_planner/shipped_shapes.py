@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.hf.architecture import Architecture, load_hf_config, read_architecture
+from sppo_megatron.hf.architecture import Architecture
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 
 _FOLDER = Path(__file__).parent / "shapes"
 _SAME_SHAPE = ("-instruct", "-base")  # endings of hub ids whose models have the shape of the one without

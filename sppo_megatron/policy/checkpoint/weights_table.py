@@ -19,7 +19,7 @@ from sppo_megatron.config import ModelConfig, ParallelismConfig, PrecisionConfig
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.mapping import canonical_name
 from sppo_megatron.policy.initialize import initialize_model_parallel
-from sppo_megatron.policy.model.build import build_chunks, named_parameters, transformer_config, unwrap
+from sppo_megatron.policy.model.build import build_chunks, named_parameters, named_weights, transformer_config, unwrap
 
 # How Megatron-Core lays out sharded state dicts; training checkpoints are laid out alike.
 STATE_DICT_METADATA = {"singleton_local_shards": False}
@@ -46,7 +46,7 @@ class WeightsTable:
         chunks = build_chunks(architecture, config, padded_vocab_size, groups)
         metadata = STATE_DICT_METADATA | {"dp_cp_group": groups.dp_cp}
         stored = unwrap(chunks[0]).sharded_state_dict(metadata=metadata)
-        local_names = [name for name, _ in unwrap(chunks[0]).named_parameters()]
+        local_names = [name for name, _ in named_weights(unwrap(chunks[0]))]
         global_names = [canonical_name(name) for name, _ in named_parameters(chunks)]
         self._entries: dict[str, Any] = {
             name: replace(stored[local], data=torch.empty_like(stored[local].data, device="meta"))

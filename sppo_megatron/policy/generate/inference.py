@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.policy.model.fp8 import without_fp8
+from sppo_megatron.policy.model.rotary import rotary_embeddings
 
 
 @contextlib.contextmanager
@@ -36,7 +37,8 @@ def inference_layout(models: Sequence[GPTModel], config: TransformerConfig) -> I
                 attention = getattr(module, "core_attention", None)  # ours or Transformer Engine's
                 if getattr(attention, "cp_group", None) is not None:
                     _set(undo, attention, "cp_group", None)
-            _set(undo, model.rotary_pos_emb, "cp_group", None)
+            for rotary in rotary_embeddings(model):
+                _set(undo, rotary, "cp_group", None)
         _set(undo, config, "sequence_parallel", False)
         _set(undo, config, "context_parallel_size", 1)
         # Rotary tables are cached by length and would be served to the other mode.

@@ -52,6 +52,10 @@ class BridgeModel:
     def vocab_size(self) -> int:
         return self._provider.vocab_size
 
+    @property
+    def longest_sequence(self) -> None:
+        return None
+
     def layout_sizes(self) -> dict[str, int | None]:
         p = self._provider
         return {

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,16 +16,19 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import layers as tensor_parallel_layers
 from megatron.core.transformer.module import Float16Module
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.config import Config, ModelConfig, ParallelismConfig, PrecisionConfig
-from sppo_megatron.hf.architecture import Architecture, MixtureOfExperts
+from sppo_megatron.hf.architecture import Activation, Architecture, LatentAttention, MixtureOfExperts
 from sppo_megatron.hf.mapping import expert_index, with_expert_index
 from sppo_megatron.parallel.fused_kernels import has_apex_weight_gradient, has_transformer_engine
+from sppo_megatron.policy.model.embedding import scale_embeddings
 from sppo_megatron.policy.model.fp8 import check_fp8_shapes
 from sppo_megatron.policy.model.layer_spec import decoder_spec
 from sppo_megatron.policy.model.precision import data_parallel_fields, transformer_fields
+from sppo_megatron.policy.model.rotary import set_rotary_frequencies
+from sppo_megatron.policy.model.router import named_expert_biases, routers_with_bias
 
 
 def transformer_config(
@@ -42,17 +46,55 @@ def transformer_config(
         "normalization": "RMSNorm",
         "layernorm_epsilon": a.norm_epsilon,
         "gated_linear_unit": True,
-        "activation_func": F.silu,
-        "bias_activation_fusion": True,
+        "activation_func": _ACTIVATIONS[a.activation],
+        "bias_activation_fusion": a.activation == "silu",
         "add_bias_linear": False,
         "add_qkv_bias": a.qkv_bias,
         "qk_layernorm": a.qk_norm,
+        "layernorm_zero_centered_gamma": a.zero_centered_norms,
+        "softmax_scale": a.softmax_scale,
     }
+    if a.windows:
+        fields |= _window_fields(a)
+    if a.latent is not None:
+        fields |= _latent_fields(a.latent)
     if a.mixture is not None:
         fields |= _mixture_fields(a.mixture, model, parallelism)
     if precision.fp8 is not None:
         check_fp8_shapes(a, parallelism, precision.fp8_recipe)
-    return TransformerConfig(**fields, **run_fields(model, parallelism, precision))
+    kind = TransformerConfig if a.latent is None else MLATransformerConfig
+    return kind(**fields, **run_fields(model, parallelism, precision))
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+def _window_fields(a: Architecture) -> dict[str, Any]:
+    """Megatron counts the keys before a query's own."""
+    (window,) = {window for window in a.windows if window is not None}
+    return {
+        "window_size": (window - 1, 0),
+        "window_attn_skip_freq": [int(of_layer is not None) for of_layer in a.windows],
+    }
+
+
+def _latent_fields(latent: LatentAttention) -> dict[str, Any]:
+    """The frequencies are put into the layers (`set_rotary_frequencies`), so the rope is plain to Megatron."""
+    return {
+        "multi_latent_attention": True,
+        "q_lora_rank": latent.q_rank,
+        "kv_lora_rank": latent.kv_rank,
+        "qk_head_dim": latent.qk_dim,
+        "qk_pos_emb_head_dim": latent.rope_dim,
+        "v_head_dim": latent.v_dim,
+        "rope_type": "rope",
+        "qk_layernorm": True,
+        "rotary_scaling_factor": latent.rotary_scaling_factor,
+        "mscale_all_dim": latent.mscale_all_dim,
+    }
 
 
 def run_fields(model: ModelConfig, p: ParallelismConfig, precision: PrecisionConfig) -> dict[str, Any]:
@@ -87,10 +129,16 @@ def _mixture_fields(moe: MixtureOfExperts, model: ModelConfig, p: ParallelismCon
         "moe_layer_freq": 1 if all(moe.layers) else [int(is_mixture) for is_mixture in moe.layers],
         "moe_ffn_hidden_size": moe.ffn_hidden_size,
         "moe_shared_expert_intermediate_size": moe.shared_ffn_hidden_size,
-        "moe_shared_expert_gate": moe.shared_ffn_hidden_size is not None,
+        "moe_shared_expert_gate": moe.shared_gate,
         "moe_router_topk": moe.num_experts_per_token,
+        "moe_router_score_function": moe.score_function,
         # A softmax over the chosen logits is the chosen probabilities made to sum to 1.
-        "moe_router_pre_softmax": not moe.normalizes_topk,
+        "moe_router_pre_softmax": moe.score_function == "softmax" and not moe.normalizes_topk,
+        "moe_router_num_groups": moe.num_groups,
+        "moe_router_group_topk": moe.group_topk,
+        "moe_router_topk_scaling_factor": None if moe.scaling_factor == 1 else moe.scaling_factor,
+        "moe_router_enable_expert_bias": moe.expert_bias,
+        "moe_router_bias_update_rate": model.moe_expert_bias_update_rate,
         "moe_router_dtype": "fp32",
         "moe_router_load_balancing_type": "aux_loss" if coefficient else "none",
         "moe_aux_loss_coeff": coefficient,
@@ -112,7 +160,7 @@ def build_chunks(
     def build(pre_process: bool, post_process: bool, vp_stage: int | None) -> GPTModel:
         chunk = GPTModel(
             config,
-            decoder_spec(config, vp_stage, groups.pp.rank()),
+            decoder_spec(config, vp_stage, groups.pp.rank(), architecture),
             vocab_size=padded_vocab_size,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=pre_process,
@@ -122,7 +170,9 @@ def build_chunks(
             pg_collection=groups,
             vp_stage=vp_stage,
         )
-        chunk.rotary_pos_emb.inv_freq = architecture.rotary_inv_freq.to(chunk.rotary_pos_emb.inv_freq.device)
+        set_rotary_frequencies(chunk, architecture, groups)
+        if pre_process and architecture.embedding_scale is not None:
+            scale_embeddings(chunk.embedding, architecture.embedding_scale)
         return chunk
 
     return build_stages(config, groups, build)
@@ -149,6 +199,8 @@ def build_stages(
         if torch.cuda.is_available() and not config.use_cpu_initialization:
             chunk.cuda(torch.cuda.current_device())
         chunks.append(Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk)
+        for router in routers_with_bias(chunk):
+            router.keep_fp32()
     return chunks
 
 
@@ -192,11 +244,12 @@ def unwrap(chunk: nn.Module) -> GPTModel:
 def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """This rank's parameters by their global names: layers and experts are numbered over the whole model, from 0.
 
-    A tied output layer on the last pipeline stage is a copy of the embedding that lives on the first; it is named too.
+    The biases of experts' choice are among them: buffers, but weights of the checkpoint. A tied output layer
+    on the last pipeline stage is a copy of the embedding that lives on the first; it is named too.
     """
     for chunk in chunks:
         model = unwrap(chunk)
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_weights(model):
             parts = name.split(".")
             if parts[:2] == ["decoder", "layers"]:
                 layer = model.decoder.layers[int(parts[2])]
@@ -206,6 +259,12 @@ def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
             if expert is not None:
                 name = with_expert_index(name, layer.mlp.local_expert_indices[expert])
             yield name, parameter
+
+
+def named_weights(model: GPTModel) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and the biases of experts' choice by their names in this chunk."""
+    yield from model.named_parameters()
+    yield from named_expert_biases(model)
 
 
 @contextlib.contextmanager

@@ -41,8 +41,11 @@ class MappedModel:
 
     def description(self) -> dict[str, Any]:
         values = asdict(self.architecture)
-        del values["rotary_inv_freq"]
-        return values
+        return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+
+    @property
+    def longest_sequence(self) -> int | None:
+        return self.architecture.longest_sequence
 
     def build(self, run: Config, groups: ProcessGroupCollection) -> tuple[TransformerConfig, list[nn.Module]]:
         config = transformer_config(self.architecture, run.model, run.parallelism, run.precision)

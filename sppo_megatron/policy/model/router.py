@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
@@ -10,7 +12,7 @@ from megatron.core.transformer.moe.moe_utils import (
     switch_load_balancing_loss_func,
 )
 from megatron.core.transformer.moe.router import TopKRouter
-from torch import Tensor
+from torch import Tensor, nn
 
 from sppo_megatron.parallel import reduce_sums
 
@@ -23,6 +25,11 @@ class Router(TopKRouter):
 
     f_e: the share of the (token, choice) pairs that chose expert e; P_e: its mean probability; E: number of experts.
     """
+
+    def keep_fp32(self) -> None:
+        """The bias and the counts that it follows are fp32, whatever the model: a half float counts to 256."""
+        self.expert_bias.data = self.expert_bias.data.float()
+        self.local_tokens_per_expert.data = self.local_tokens_per_expert.data.float()
 
     def _apply_aux_loss(
         self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False
@@ -49,6 +56,17 @@ class Router(TopKRouter):
         return self.attach_and_log_load_balancing_loss(
             probs, coefficient, loss, _LOSS, self.tp_cp_group, valid_token_count=local_count
         )
+
+
+def routers_with_bias(model: nn.Module) -> list[Router]:
+    return [module for module in model.modules() if isinstance(module, Router) and module.enable_expert_bias]
+
+
+def named_expert_biases(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The [experts] biases of a chunk by their names in it, in the order of the layers."""
+    for name, module in model.named_modules():
+        if isinstance(module, Router) and module.enable_expert_bias:
+            yield f"{name}.expert_bias", module.expert_bias
 
 
 def mean_load_balancing_loss(tp_cp_size: int) -> float:

@@ -21,6 +21,11 @@ class ModelSource(Protocol):
         """The true size, without padding."""
         ...
 
+    @property
+    def longest_sequence(self) -> int | None:
+        """Tokens beyond which the model would not be transformers'; None without an end."""
+        ...
+
     def layout_sizes(self) -> dict[str, int | None]:
         """What parallel sizes must divide: the arguments of `validation.check_layout`."""
         ...

@@ -47,8 +47,9 @@ class ForwardStep:
         return output, partial(self.finish, batch)
 
     def _routing_padding(self, batch: MicroBatch, model: GPTModel) -> Tensor | None:
-        """[b, s] as the stage's first layer sees the sequence: tokens that the load-balancing loss must not count."""
-        if model.config.num_moe_experts is None or not model.config.moe_aux_loss_coeff:
+        """[b, s] as the stage's first layer sees the sequence: tokens that the balance of experts must not count."""
+        c = model.config
+        if c.num_moe_experts is None or not (c.moe_aux_loss_coeff or c.moe_router_bias_update_rate):
             return None
         if model.config.sequence_parallel and not model.pre_process:  # the first stage cuts it with the embeddings
             tp = self.head.groups.tp

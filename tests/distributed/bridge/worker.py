@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from sppo_megatron.config import Config, ParallelismConfig, PrecisionConfig
 from sppo_megatron.config.compose import compose_config
-from sppo_megatron.hf.architecture import load_hf_config
+from sppo_megatron.hf.hf_config import load_hf_config
 from sppo_megatron.policy.checkpoint.logits import model_logits
 from sppo_megatron.policy.initialize import initialize_model_parallel, joined_job
 from sppo_megatron.policy.model.bridge import BridgeModel

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tests.distributed.layouts import models
+
 
 @dataclass(frozen=True)
 class Case:
@@ -32,8 +34,9 @@ DENSE = (
     "llama-tied-one-kv-head",
     "mistral",
     "mistral-wide-heads",
+    *(kind for kind in models.KINDS if kind not in models.MIXTURES),
 )
-MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe")
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", *models.MIXTURES)
 LAYOUTS = {
     "world2-tp2": {TP: 2},
     "world2-pp2-vpp2": {PP: 2, VPP: 2},

@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig
 
 from sppo_megatron.cli.convert import main as convert_weights
-from sppo_megatron.hf.architecture import read_architecture
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.hf_model import open_weights
 from sppo_megatron.hf.load import load_parameters
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts

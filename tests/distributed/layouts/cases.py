@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.distributed.layouts.models import KINDS, MIXTURES
 from tests.distributed.layouts.reference import Settings
 
 TP, PP, VPP = (f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline"))
@@ -111,7 +112,30 @@ def _keys_of_papers(s: Settings, folder: Path) -> dict[str, object]:
     }
 
 
+# Every family goes through these: (ranks, sizes). Mixtures of experts also through those below.
+FAMILY_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
+    "one": (1, {ROWS: 3}),
+    "packed": (1, {PACKED: 48}),
+    "recompute": (1, {ROWS: 4, **RECOMPUTED}),
+    "unfused": (1, {PACKED: 64, **UNFUSED}),
+    "tp2-sp": (2, {TP: 2, SP: "true", PACKED: 64}),
+    "pp2": (2, {PP: 2, ROWS: 4}),
+    "cp2": (2, {CP: 2, PACKED: 64}),
+    "dp2": (2, {ROWS: 3}),
+}
+MIXTURE_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
+    "ep2": (2, {EP: 2, PACKED: 48}),
+    "tp2-ep2": (2, {TP: 2, SP: "true", EP: 2, ETP: 1, ROWS: 3}),
+}
+FAMILY = Settings(iterations=1)
+FAMILY_CASES = [
+    Case(f"{layout}-{kind}", ranks, sizes, kind, FAMILY)
+    for kind in KINDS
+    for layout, (ranks, sizes) in (FAMILY_LAYOUTS | (MIXTURE_LAYOUTS if kind in MIXTURES else {})).items()
+]
+
 CASES = [
+    *FAMILY_CASES,
     Case("one-process", 1),
     Case("one-process-rows-4", 1, {ROWS: 4}),
     Case("one-process-packed", 1, {PACKED: 48}),

@@ -10,6 +10,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
     Qwen2Config,
@@ -29,6 +30,7 @@ _SHAPE = {
     "max_position_embeddings": 128,
     "eos_token_id": 1,
     "bos_token_id": None,
+    "pad_token_id": None,  # transformers gives its embedding no gradient
 }
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -38,6 +40,15 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_LLAMA4 = {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0}
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 4.0,
+}
+_WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "tie_word_embeddings": False}
 CONFIGS = {
     "qwen2-tied": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
@@ -45,6 +56,14 @@ CONFIGS = {
     "qwen3": lambda: Qwen3Config(**_SHAPE, head_dim=12, tie_word_embeddings=True),
     "llama": lambda: LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
     "mistral": lambda: MistralConfig(**_SHAPE, sliding_window=None),
+    "mistral-window": lambda: MistralConfig(**_SHAPE, sliding_window=5),
+    "qwen3-yarn-windows": lambda: Qwen3Config(**_SHAPE, **_WINDOW, head_dim=8, rope_parameters=_YARN),
+    "ministral3": lambda: Ministral3Config(
+        **_SHAPE,
+        head_dim=8,
+        rope_parameters=_YARN | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "mixtral-window": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=5),
     "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2),
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[1]
@@ -54,6 +73,9 @@ CONFIGS = {
     ),
     "qwen3-moe": lambda: Qwen3MoeConfig(**_SHAPE, **_EXPERTS, num_experts=8, head_dim=12, norm_topk_prob=True),
 }
+# What goes through every layout and every test of the suite.
+KINDS = ("mistral-window", "qwen3-yarn-windows", "ministral3", "mixtral-window")
+MIXTURES = tuple(kind for kind in KINDS if hasattr(CONFIGS[kind](), "num_experts_per_tok"))
 
 
 def make_model(kind: str, folder: Path, seed: int = 0, **sizes: int) -> Path:

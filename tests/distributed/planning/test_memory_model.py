@@ -14,7 +14,7 @@ import pytest
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config
-from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_planner.activations import SavedBytes, Tokens
 from sppo_planner.model_state import ModelState, Rank, model_state
 from sppo_planner.parallel_sizes import ParallelSizes

@@ -23,8 +23,8 @@ from sppo_megatron.batch.sequences import make_sequences
 from sppo_megatron.batch.training_batch import TrainingBatch, regression_columns, single_units
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config
-from sppo_megatron.hf.architecture import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_checkpoint import RandomTensors
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_distributed, initialize_model_parallel
 from sppo_megatron.policy.model.mapped import MappedModel

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GemmaConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, MistralConfig, Qwen3Config
 
-from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_megatron.hf.families import FAMILIES
+from sppo_megatron.hf.families.fields import check_fields
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 
 
 def test_the_numbers(make_config):
@@ -60,6 +62,14 @@ def test_an_exact_vocabulary_is_not_padded(make_config):
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [2.0, 2.0],
+    "original_max_position_embeddings": 32,
+}
 
 
 @pytest.mark.parametrize(
@@ -70,13 +80,14 @@ DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
         ("llama", {"mlp_bias": True}, r"mlp_bias"),
         ("llama", {"hidden_act": "gelu"}, r"hidden_act='gelu' \(only 'silu'\)"),
         ("llama", {"attention_bias": True, "mlp_bias": True}, r"attention_bias, mlp_bias"),
+        ("llama", {"rope_parameters": LONGROPE}, r"rope has long_factor, short_factor, which is not supported"),
         (
-            "qwen2",
-            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
-            r"sliding-window attention",
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1.0, "partial_rotary_factor": 0.5}},
+            r"partial_rotary_factor=0.5",
         ),
-        ("llama", {"rope_parameters": YARN}, r"rope_type 'yarn' is not supported; supported are default, linear and"),
-        ("llama", {"rope_parameters": DYNAMIC}, r"rope_type 'dynamic'"),
+        ("llama", {"logit_scale": 0.5}, r"fields that are not known here and may change the model: logit_scale\."),
+        ("qwen2", {"quantization_config": {"quant_method": "fp8"}}, r"qwen2 config uses quantization_config"),
     ],
 )
 def test_unsupported_features_are_refused_by_name(make_config, name, changes, message):
@@ -84,9 +95,42 @@ def test_unsupported_features_are_refused_by_name(make_config, name, changes, me
         read_architecture(make_config(name, **changes))
 
 
+def test_yarn_scales_queries_and_keys(make_config):
+    """transformers multiplies cosines and sines by m, so q·k by m²."""
+    config = make_config("llama", rope_parameters=YARN)
+    model = AutoModelForCausalLM.from_config(config)
+    a = read_architecture(config)
+    assert torch.equal(a.rotary_inv_freq, model.model.rotary_emb.inv_freq)
+    scaling = model.model.rotary_emb.attention_scaling
+    assert scaling > 1 and a.softmax_scale == pytest.approx(scaling**2 / a.head_dim**0.5)
+    assert read_architecture(make_config("llama")).softmax_scale is None
+
+
+def test_a_dynamic_rope_is_plain_up_to_the_models_context(make_config):
+    a = read_architecture(make_config("llama", rope_parameters=DYNAMIC))
+    assert torch.equal(a.rotary_inv_freq, read_architecture(make_config("llama")).rotary_inv_freq)
+    assert a.longest_sequence == a.max_position_embeddings
+
+
+def test_windows_of_layers(make_config):
+    slides = {"use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 3, "max_window_layers": 1}
+    assert read_architecture(make_config("qwen2", **slides)).windows == [None, 8, 8]
+    assert read_architecture(make_config("qwen2", **slides | {"use_sliding_window": False})).windows == []
+    assert read_architecture(MistralConfig(sliding_window=9, num_hidden_layers=2)).windows == [9, 9]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_field_of_a_config_is_known(model_type):
+    """As transformers makes it: a field that is neither read nor harmless would be refused."""
+    config = AutoConfig.for_model(model_type)
+    fields = FAMILIES[model_type].fields
+    assert not fields.read & fields.harmless and not (fields.read | fields.harmless) & fields.only.keys()
+    check_fields(config, fields)
+
+
 def test_an_unsupported_family_is_refused_by_name():
     with pytest.raises(
-        ValueError, match=r"model family 'gemma' is not supported; supported are llama, mistral, qwen2, qwen3"
+        ValueError, match=r"model family 'gemma' is not supported; supported are llama, mistral, .*qwen2, qwen3"
     ):
         read_architecture(GemmaConfig())
 

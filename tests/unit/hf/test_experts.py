@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MistralConfig, MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
-from sppo_megatron.hf.architecture import read_architecture
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.hf_model import open_weights
 from sppo_megatron.hf.load import check_names_and_shapes, load_parameters
 from sppo_megatron.hf.mapping import (
@@ -147,8 +147,7 @@ def test_what_is_read_from_the_configs():
     ("config", "message"),
     [
         (CONFIGS["mixtral"](num_experts_per_tok=1), "routes to one expert whose probability is made 1"),
-        (CONFIGS["mixtral"](sliding_window=32), "sliding-window attention"),
-        (MistralConfig(**{**SIZES, "sliding_window": 63}), "mistral config uses sliding-window attention"),
+        (CONFIGS["qwen2-moe"](layer_types=["chunked_attention"] * 3), "layers of chunked_attention"),
     ],
 )
 def test_refused_by_name(config, message):
@@ -157,5 +156,7 @@ def test_refused_by_name(config, message):
 
 
 def test_a_window_as_long_as_the_context_is_none():
-    read_architecture(MistralConfig(**{**SIZES, "sliding_window": 64}))
-    read_architecture(MistralConfig(**{**SIZES, "sliding_window": None}))
+    sizes = {name: value for name, value in SIZES.items() if name != "num_experts_per_tok"}
+    assert read_architecture(MistralConfig(**sizes | {"sliding_window": 64})).windows == []
+    assert read_architecture(MistralConfig(**sizes | {"sliding_window": None})).windows == []
+    assert read_architecture(CONFIGS["mixtral"](sliding_window=32)).windows == [32] * 3

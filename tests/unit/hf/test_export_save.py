@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from sppo_megatron.hf.architecture import read_architecture
 from sppo_megatron.hf.export import stream_hf_tensors
 from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.mapping import FUSED_NORM_NAMES, parameter_layouts
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sppo_megatron.hf.architecture import read_architecture
 from sppo_megatron.hf.hf_checkpoint import RandomTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE
 

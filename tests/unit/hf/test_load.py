@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from sppo_megatron.hf.architecture import read_architecture
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.load import check_names_and_shapes, layout_of, load_parameters
 from sppo_megatron.hf.mapping import FUSED_NORM_NAMES, hf_shapes, parameter_layouts
 

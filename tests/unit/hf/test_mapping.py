@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sppo_megatron.hf.architecture import read_architecture
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.mapping import canonical_name, hf_shapes, parameter_layouts
 
 

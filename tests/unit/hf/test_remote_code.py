@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassificat
 
 from sppo_megatron.config import RewardModelConfig
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.hf.architecture import load_hf_config
+from sppo_megatron.hf.hf_config import load_hf_config
 from sppo_megatron.hf.tokenizer import load_tokenizer
 from sppo_megatron.rewards.sequence_classifier import SequenceClassifier
 from tests.malicious import CODE, Touch

@@ -20,7 +20,9 @@ FAST = settings(max_examples=30, deadline=None)
 CAUSAL, PADDED_CAUSAL, NO_MASK = AttnMaskType.causal, AttnMaskType.padding_causal, AttnMaskType.no_mask
 
 
-def make_attention(heads: int, groups: int, mask: AttnMaskType = CAUSAL, **arguments) -> TorchAttention:
+def make_attention(
+    heads: int, groups: int, mask: AttnMaskType = CAUSAL, window: int | None = None, **arguments
+) -> TorchAttention:
     config = TransformerConfig(
         attention_dropout=0.0,
         num_layers=1,
@@ -28,6 +30,7 @@ def make_attention(heads: int, groups: int, mask: AttnMaskType = CAUSAL, **argum
         num_attention_heads=heads,
         num_query_groups=groups,
         kv_channels=HEAD_DIM,
+        window_size=None if window is None else (window - 1, 0),
     )
     groups_of_processes = SimpleNamespace(cp=None)
     return TorchAttention(config, 1, mask, "self", pg_collection=groups_of_processes, **arguments)
@@ -95,6 +98,33 @@ def test_packed_segments_do_not_see_each_other(lengths, heads):
     out = attention(*(t[:, 0] for t in (q, k, v)), attention_mask=None, packed_seq_params=packed_params(lengths))
     assert out.shape == (total, 1, heads[0] * HEAD_DIM)
     torch.testing.assert_close(out, slow_attention(q, k, v, same_segment(lengths)), rtol=1e-12, atol=1e-12)
+
+
+@FAST
+@given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3), heads=HEADS, window=st.integers(1, 7))
+def test_a_window(lengths, heads, window):
+    """Of several sequences packed, of each alone, and of its last token over a cache of the others."""
+    q, k, v = random_qkv(sum(lengths), sum(lengths), 1, *heads)
+    attention, in_segment = make_attention(*heads, window=window), same_segment(lengths)
+    expected = slow_attention(q, k, v, lambda i, j: in_segment(i, j) and i - j < window)
+    packed = attention(*(t[:, 0] for t in (q, k, v)), None, packed_seq_params=packed_params(lengths))
+    torch.testing.assert_close(packed, expected, rtol=1e-12, atol=1e-12)
+    first = slice(0, lengths[0])
+    torch.testing.assert_close(attention(q[first], k[first], v[first], None), expected[first])
+    last = attention(q[lengths[0] - 1 : lengths[0]], k[first], v[first], None, attn_mask_type=NO_MASK)
+    torch.testing.assert_close(last, expected[lengths[0] - 1 : lengths[0]])
+
+
+def test_values_of_another_size():
+    """Multi-latent attention: packed results come without the batch."""
+    q, k, _ = random_qkv(5, 5, 1, 2, 2)
+    v = torch.randn(5, 1, 2, 3, dtype=torch.float64)
+    attention = make_attention(2, 2, k_channels=HEAD_DIM, v_channels=3)
+    wide = torch.nn.functional.pad(v, (0, HEAD_DIM - 3))
+    expected = slow_attention(q, k, wide, lambda i, j: j <= i).view(5, 1, 2, HEAD_DIM)[..., :3].reshape(5, 1, 6)
+    torch.testing.assert_close(attention(q, k, v, None), expected)
+    packed = attention(*(t[:, 0] for t in (q, k, v)), None, packed_seq_params=packed_params([5]))
+    torch.testing.assert_close(packed, expected[:, 0])
 
 
 @FAST

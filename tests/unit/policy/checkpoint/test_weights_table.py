@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from transformers import Qwen2Config
 
-from sppo_megatron.hf.architecture import load_hf_config, read_architecture
+from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.mapping import parameter_layouts
 from sppo_megatron.policy.checkpoint.weights_table import WeightsTable
 from sppo_megatron.policy.initialize import destroy_model_parallel

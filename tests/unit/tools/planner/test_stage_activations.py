@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import Qwen2MoeConfig
 
-from sppo_megatron.hf.architecture import read_architecture
+from sppo_megatron.hf.hf_config import read_architecture
 from sppo_planner.activations import SavedBytes, Tokens
 from sppo_planner.parallel_sizes import ParallelSizes
 from sppo_planner.stage_activations import Recomputation, in_flight, layers_of_chunk, stage_activations

@@ -1,0 +1,30 @@
+"""The supported model families, by the config's model_type. A family is one entry; see `family.Family`."""
+
+from __future__ import annotations
+
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.hf.families.family import Family
+from sppo_megatron.hf.families.llama import LLAMA
+from sppo_megatron.hf.families.mistral import MINISTRAL3, MISTRAL, MIXTRAL
+from sppo_megatron.hf.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+
+FAMILIES: dict[str, Family] = {
+    "llama": LLAMA,
+    "mistral": MISTRAL,
+    "ministral3": MINISTRAL3,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "mixtral": MIXTRAL,
+    "qwen2_moe": QWEN2_MOE,
+    "qwen3_moe": QWEN3_MOE,
+}
+
+
+def family_of(model_type: str) -> Family:
+    """Raises ConfigError that says what is supported."""
+    if model_type not in FAMILIES:
+        raise ConfigError(
+            f"model family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}. "
+            "Training and the converters alone take others, too, through megatron-bridge (docs/models.md)"
+        )
+    return FAMILIES[model_type]
