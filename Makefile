@@ -12,10 +12,10 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 # These are about CPU processes, also on a machine with GPUs.
-test fast fuzz test-kills test-nash test-report demo: export CUDA_VISIBLE_DEVICES :=
+test fast fuzz test-kills test-nash test-report rooms demo: export CUDA_VISIBLE_DEVICES :=
 
 # `docs` is also a folder.
-.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report fast lint format demo clean
+.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report rooms fast lint format demo clean
 
 setup: $(VENV)/.setup
 
@@ -96,6 +96,11 @@ docs: $(VENV)/.setup-docs
 	$(BIN)/python -m sppo_megatron.cli.reference docs/commands.md
 	$(BIN)/python -m sppo_report.metric_reference docs/metrics.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# How many files and rooms an iteration walks through, with vLLM in the ranks.
+rooms: $(VENV)/.setup-test $(VENV)/.setup-vllm
+	$(BIN)/python -m sppo_benchmarks.rooms $$($(BIN)/python -m tests.integration.tiny_task $$(mktemp -d)) \
+		train.iterations=2 rollout.engine=vllm rollout.vllm.kv_cache_memory_mib=64
 
 lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .

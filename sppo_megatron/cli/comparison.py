@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from sppo_megatron.cli.options import check_target, parallelism_of
-from sppo_megatron.cluster.consensus import agreed, of_first_rank
+from sppo_megatron.cluster.consensus import agreed, of_all_ranks, of_first_rank
 from sppo_megatron.cluster.failure_report import failures_reported
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.errors import ConfigError
@@ -65,8 +65,7 @@ def _compare_tensors(model: HFModel, megatron_path: Path) -> list[str]:
             for hf_name, tensor in zip(layouts[name].hf_names, found, strict=True):
                 problems += _difference(hf_name, tensors.source(hf_name)[:], tensor)
             advance()
-    of_ranks: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(of_ranks, problems)
+    of_ranks = of_all_ranks(problems)
     if dist.get_rank() == 0:
         print(f"compared {sum(len(layout.hf_names) for layout in layouts.values())} tensors by checksum")
     return [problem for of_rank in of_ranks for problem in of_rank]

@@ -26,9 +26,13 @@ def of_all_ranks(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     return values
 
 
-def of_first_rank(value: T) -> T:
-    """Rank 0's value, on every rank."""
-    return of_all_ranks(value)[0]
+def of_first_rank(value: T, group: dist.ProcessGroup | None = None) -> T:
+    """The first rank's value, on every rank of the group (None: of the job). Collective."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, group=group, group_src=0)
+    return values[0]
 
 
 def agreed(build: Callable[[], T]) -> T:

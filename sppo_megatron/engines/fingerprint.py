@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.errors import TrainingError
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -82,9 +83,7 @@ def find_difference(report: Mapping[str, Any] | None, version: int, sent: Finger
 
 def raise_everywhere(problems: Mapping[str, str], group: dist.ProcessGroup | None = None) -> None:
     """Raises TrainingError on every rank if any rank has a problem. problems: replica -> what is wrong."""
-    everyone: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(everyone, dict(problems), group=group)
-    found = {replica: problem for part in everyone for replica, problem in part.items()}
+    found = {replica: problem for part in of_all_ranks(dict(problems), group) for replica, problem in part.items()}
     if found:
         raise TrainingError(
             "the policy's weights did not arrive: " + "; ".join(f"{name}: {text}" for name, text in found.items())

@@ -1,14 +1,16 @@
-"""Megatron parameters back to Hugging Face tensors, streamed: whole tensors one at a time, never the whole model."""
+"""Megatron parameters back to Hugging Face tensors, streamed: a few whole tensors at a time, never the whole model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.hf.mapping import canonical_name, expert_index
 from sppo_megatron.hf.tensor_layouts import TensorLayout
 
@@ -23,7 +25,9 @@ class _Shard:
     stage: int = 0
 
 
-@torch.no_grad()
+AHEAD_BYTES = 2**24  # of whole tensors that are made together: small ones don't come one by one
+
+
 def stream_hf_tensors(
     parameters: Mapping[str, Tensor],
     layouts: Mapping[str, TensorLayout],
@@ -39,8 +43,22 @@ def stream_hf_tensors(
     parameters: this rank's shards by global Megatron name. ep_group and expert_tp_group: where experts are, if not on
     every rank and sharded as all else. Every rank of all groups must run the iterator to its end: each tensor costs one
     all-gather over the tensor-parallel group that holds it and one broadcast over the expert-parallel group and the
-    pipeline. Tensors have the parameters' dtype; each is the caller's own.
+    pipeline. Tensors have the parameters' dtype; each is the caller's own. Those up to AHEAD_BYTES are there together.
     """
+    tensors = _tensors(parameters, layouts, tp_group, pp_group, device, ep_group, expert_tp_group)
+    return chain.from_iterable(buckets(tensors, AHEAD_BYTES))
+
+
+@torch.no_grad()
+def _tensors(
+    parameters: Mapping[str, Tensor],
+    layouts: Mapping[str, TensorLayout],
+    tp_group: dist.ProcessGroup,
+    pp_group: dist.ProcessGroup,
+    device: torch.device,
+    ep_group: dist.ProcessGroup | None,
+    expert_tp_group: dist.ProcessGroup | None,
+) -> Iterator[tuple[str, Tensor]]:
     local = {canonical_name(name): parameter for name, parameter in parameters.items()}
     holders = _find_holders(local, pp_group, ep_group)
     for name, layout in layouts.items():
@@ -57,6 +75,20 @@ def stream_hf_tensors(
                 _broadcast(shards, held.ep_rank, ep_group)
         _broadcast(shards, held.stage, pp_group)
         yield from zip(layout.hf_names, layout.unshard(shards), strict=True)
+
+
+def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Neighbours together, up to max_bytes; a tensor that is larger comes alone."""
+    bucket: list[tuple[str, Tensor]] = []
+    size = 0
+    for name, tensor in weights:
+        if bucket and size + tensor.nbytes > max_bytes:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -78,11 +110,7 @@ def _find_holders(
 
 
 def _gather(value: dict[str, _Shard], group: dist.ProcessGroup | None) -> list[dict[str, _Shard]]:
-    if group is None or group.size() == 1:
-        return [value]
-    gathered: list = [None] * group.size()
-    dist.all_gather_object(gathered, value, group=group)
-    return gathered
+    return [value] if group is None else of_all_ranks(value, group)
 
 
 def _merge(parts) -> dict[str, _Shard]:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch.distributed as dist
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.types import Group
 
 
@@ -74,8 +75,7 @@ def score_over_ranks(
     Raises ScoringError, the same on every rank, if more than max_failed_share of the questions, or of the responses of
     a scorer that asks none, failed.
     """
-    is_spread = dist.is_initialized()
-    rank, size = (dist.get_rank(group), dist.get_world_size(group)) if is_spread else (0, 1)
+    rank, size = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
     failure: ScoringError | None = None
     scored: list[Group] = []
     try:
@@ -83,11 +83,8 @@ def score_over_ranks(
     except ScoringError as error:
         failure = error
     scores = [(g.preference, [Outcome(r.reward, r.correct, r.error) for r in g.responses]) for g in scored]
-    mine = (scores, scorer.metrics, failure and (failure.what, failure.why))
-    shares: list = [mine]
-    if is_spread:
-        shares = [None] * size
-        dist.all_gather_object(shares, mine, group=group)
+    why = None if failure is None else (failure.what, failure.why)
+    shares = of_all_ranks((scores, scorer.metrics, why), group)
     for _, _, failed in shares:
         if failed is not None:
             raise ScoringError(*failed)

@@ -116,3 +116,8 @@ def steps(output: Path) -> list[dict]:
 def evaluations(output: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "eval_step" in line]
+
+
+if __name__ == "__main__":  # makes the task in a folder, and prints the overrides of a run on it
+    folder = Path(sys.argv[1])
+    print(*overrides(make_task(folder), folder / "run"))

@@ -9,6 +9,7 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.engines.base import Continuation, Deferred, Engine, Pending, Request
 from sppo_megatron.engines.fingerprint import WeightCounter, check_version, find_difference, raise_everywhere
 from sppo_megatron.engines.kind import Surroundings
@@ -99,9 +100,7 @@ class VllmEngine(Engine):
         """What each replica sampled for its own requests, in the replicas' order, on every rank."""
         sampled = self._replica.generate(requests, params) if requests else []
         mine = [[Continuation.of(*sample, params, version) for sample in samples] for samples in sampled]
-        everyone: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(everyone, mine, group=self._group)
-        return everyone[:: self._tp]
+        return of_all_ranks(mine, self._group)[:: self._tp]
 
 
 def build_engine(around: Surroundings) -> VllmEngine:

@@ -11,8 +11,9 @@ import uuid
 from pathlib import Path
 from typing import ClassVar
 
-import torch.distributed as dist
 from vllm.distributed.device_communicators import cpu_communicator
+
+from sppo_megatron.cluster.consensus import of_first_rank
 
 _FOLDER = Path("/dev/shm")
 
@@ -36,7 +37,5 @@ class OwnSharedMemory(cpu_communicator._CPUSHMDistributed):
 
 def separate_shared_memory() -> None:
     """The engine that is built next gets names that no other engine has. Collective over the default group."""
-    identity = [uuid.uuid4().hex]
-    dist.broadcast_object_list(identity, src=0)
-    OwnSharedMemory.identity = identity[0]
+    OwnSharedMemory.identity = of_first_rank(uuid.uuid4().hex)
     cpu_communicator._CPUSHMDistributed = OwnSharedMemory  # type: ignore[misc]

@@ -17,12 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.cluster.http_client import RequestError, ServerError, submit
 from sppo_megatron.engines.fingerprint import Fingerprint, WeightCounter
-from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink, buckets, local_address
+from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink, local_address
 from sppo_megatron.engines.vllm_servers.client import ServerClient
 from sppo_megatron.engines.vllm_servers.transfer import ServerPool, no_server_took, worker_problem
 from sppo_megatron.errors import TrainingError
+from sppo_megatron.hf.export import buckets
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +76,7 @@ class BroadcastTransfer:
 
     def _agree(self, problems: dict[str, str | None]) -> None:
         """What every rank found out about its servers; from now on those without a problem are alive."""
-        everyone: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(everyone, problems, group=self._group)
-        found: dict[str, str | None] = {url: problem for part in everyone for url, problem in part.items()}
+        found = {url: problem for part in of_all_ranks(problems, self._group) for url, problem in part.items()}
         wrong = {url: problem for url, problem in found.items() if problem is not None}
         for url, problem in wrong.items():
             if url in [client.url for client in self._pool.alive]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from sppo_megatron.cluster.consensus import of_first_rank
 from sppo_megatron.cluster.http_client import RequestError, ServerError
 from sppo_megatron.engines.fingerprint import Fingerprint, WeightCounter
 from sppo_megatron.engines.vllm_servers.client import ServerClient
@@ -92,8 +93,7 @@ class DiskTransfer:
                 shared[1] = f"the weights could not be written to {self._folder.folder}: {error}"
         for _ in stream:  # every rank has its part in the collectives of the export
             pass
-        dist.broadcast_object_list(shared, group=self._group, group_src=0)
-        problems, failure = shared
+        problems, failure = of_first_rank(shared, self._group)
         self._pool.set_alive([url for url, problem in problems.items() if problem is None])
         if failure is None and not self._pool.alive:
             failure = no_server_took(problems)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sppo_megatron.cluster.consensus import of_first_rank
 from sppo_megatron.cluster.http_client import AccessError, RequestError, ServerError, wait_for
 from sppo_megatron.cluster.server_pool import NoServerLeft
 from sppo_megatron.engines.base import Continuation, Engine, Request
@@ -153,8 +154,7 @@ class VllmServersEngine(Engine):
             except (RequestError, ServerError) as error:
                 shared[1] = TrainingError(str(error))
         shared.append([client.url for client in self._pool.alive])
-        dist.broadcast_object_list(shared, group=self._group, group_src=0)
-        result, failure, alive = shared
+        result, failure, alive = of_first_rank(shared, self._group)
         if alive != [client.url for client in self._pool.alive]:
             self._pool.set_alive(alive)
         if failure is not None:

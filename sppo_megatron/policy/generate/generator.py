@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.policy.generate.inference import forward_logits, inference_layout
 from sppo_megatron.policy.generate.sampling import sample_tokens
 from sppo_megatron.policy.model.build import unwrap
@@ -60,9 +61,7 @@ class Generator:
                 done = self._generate_batch([prompts[i] for i in batch], [uniforms[i] for i in batch], params, others)
                 results.update(zip(batch, done, strict=True))
             self._step_with_others(others)
-        shares: list = [None] * replicas.size()
-        dist.all_gather_object(shares, results, group=replicas)
-        merged = {i: result for share in shares for i, result in share.items()}
+        merged = {i: result for share in of_all_ranks(results, replicas) for i, result in share.items()}
         return [merged[i] for i in range(len(prompts))]
 
     def _generate_batch(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear
@@ -21,6 +20,7 @@ from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.config import Config
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.families import FAMILIES
@@ -122,9 +122,7 @@ class BridgeModel:
         plain = all(type(model) is GPTModel for model in models) and (
             not models[-1].post_process or type(models[-1].output_layer) is ColumnParallelLinear
         )
-        of_stages: list = [None] * groups.pp.size()
-        dist.all_gather_object(of_stages, plain, group=groups.pp)
-        if not all(of_stages):
+        if not all(of_all_ranks(plain, groups.pp)):
             raise ConfigError(
                 f"the {self._family} model of megatron-bridge is no plain decoder whose logits are a product of hidden "
                 "states and weights (it caps or scales them, or takes more than text): not supported"
@@ -136,8 +134,7 @@ class BridgeModel:
         expected = {name for names in hf_names.values() for name in names}
         stored = SafetensorsFolder(self._folder).shapes()
         found = {name for name in stored if not name.endswith(".rotary_emb.inv_freq")}
-        of_stages: list = [None] * groups.pp.size()
-        dist.all_gather_object(of_stages, [name for name, _ in named_parameters(models)], group=groups.pp)
+        of_stages = of_all_ranks([name for name, _ in named_parameters(models)], groups.pp)
         parameters = {name for of_stage in of_stages for name in of_stage}
         if self._provider.share_embeddings_and_output_weights:
             found.discard("lm_head.weight")

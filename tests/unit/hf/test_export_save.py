@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from sppo_megatron.hf.export import stream_hf_tensors
+from sppo_megatron.hf.export import buckets, stream_hf_tensors
 from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.mapping import FUSED_NORM_NAMES, parameter_layouts
@@ -191,3 +191,11 @@ def test_tokenizer_and_generation_config_come_along_as_they_were(make_config, tm
         assert (path.read_bytes() == (folder / path.name).read_bytes()) == (path.name != "model.safetensors")
     assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("a") == 1
     assert GenerationConfig.from_pretrained(folder).eos_token_id == [2, 9]
+
+
+def test_buckets_keep_the_order_and_the_limit():
+    sizes = [10, 20, 90, 5, 200, 1, 1]
+    pairs = [(str(i), torch.zeros(size, dtype=torch.uint8)) for i, size in enumerate(sizes)]
+    found = list(buckets(iter(pairs), 100))
+    assert [[tensor.numel() for _, tensor in bucket] for bucket in found] == [[10, 20], [90, 5], [200], [1, 1]]
+    assert [name for bucket in found for name, _ in bucket] == [name for name, _ in pairs]

@@ -6,7 +6,8 @@ import threading
 import pytest
 import torch
 
-from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink, _errors_raised_by_wait, buckets
+from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink, _errors_raised_by_wait
+from sppo_megatron.hf.export import buckets
 
 CPU = torch.device("cpu")
 
@@ -58,14 +59,6 @@ def test_a_receiver_that_leaves_is_an_error():
     with pytest.raises(RuntimeError):
         for _ in range(200):
             link.send([("a", torch.zeros(1 << 16))])
-
-
-def test_buckets_keep_the_order_and_the_limit():
-    sizes = [10, 20, 90, 5, 200, 1, 1]
-    pairs = [(str(i), torch.zeros(size, dtype=torch.uint8)) for i, size in enumerate(sizes)]
-    found = list(buckets(iter(pairs), 100))
-    assert [[tensor.numel() for _, tensor in bucket] for bucket in found] == [[10, 20], [90, 5], [200], [1, 1]]
-    assert [name for bucket in found for name, _ in bucket] == [name for name, _ in pairs]
 
 
 @pytest.mark.parametrize("before", [None, "0"])
