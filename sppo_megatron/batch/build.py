@@ -12,8 +12,7 @@ from sppo_megatron.batch.columns import importance_column, log_ratio_columns, me
 from sppo_megatron.batch.gate import UNKNOWN, Rollouts, check_mismatch
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.targets import Targets, build_targets
-from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch
-from sppo_megatron.batch.units import build_units, cut_minibatches
+from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, build_units, cut_minibatches
 from sppo_megatron.config import MismatchConfig, TrainConfig
 from sppo_megatron.objective import degenerate_group_sums, finalize_diagnostics
 from sppo_megatron.objective.base import Objective, Units

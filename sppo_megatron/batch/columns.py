@@ -10,7 +10,7 @@ import torch
 from sppo_megatron.batch.gate import Rollouts
 from sppo_megatron.batch.sequences import Sequences, difference
 from sppo_megatron.batch.targets import Targets
-from sppo_megatron.batch.units import winner_preferences
+from sppo_megatron.batch.training_batch import winner_preferences
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective import sequence_weights, truncated_importance_weight
 from sppo_megatron.objective.base import Objective, Units

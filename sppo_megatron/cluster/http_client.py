@@ -120,7 +120,6 @@ class HttpClient:
     ) -> None:
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
-        self.num_posts = 0
         self._api_key = api_key or ""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._model = model
@@ -170,7 +169,6 @@ class HttpClient:
         headers = self._headers
         data = None
         if method == "POST":
-            self.num_posts += 1
             headers = headers | {"Content-Type": "application/json"}
             data = json.dumps(body or {}).encode()  # ASCII: a lone surrogate in a text is an escape, and no error
         try:

@@ -51,6 +51,16 @@ class Continuation:
         return Continuation(token_ids, log_probs, "stop" if stopped else "length", weight_version)
 
 
+def sample_uniforms(seed: tuple[int, ...], sample: int, count: int) -> np.ndarray:
+    """float64 [count] in [0, 1). A longer one begins with a shorter one."""
+    return np.random.default_rng([*seed, sample]).random(count)
+
+
+def request_seed(seed: tuple[int, ...]) -> int:
+    """One integer below 2⁴⁸ for all samples of a request. Sample k adds k to it."""
+    return int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(16))
+
+
 class Pending(Protocol):
     """Work that was started."""
 

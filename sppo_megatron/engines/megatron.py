@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sppo_megatron.engines.base import Continuation, Deferred, Engine, Pending, Request
+from sppo_megatron.engines.base import Continuation, Deferred, Engine, Pending, Request, sample_uniforms
 from sppo_megatron.engines.kind import EngineKind, Surroundings
-from sppo_megatron.engines.seeds import sample_uniforms
 from sppo_megatron.types import SamplingParams
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from sppo_megatron.objective.diagnostics import (
     token_diagnostics,
 )
 from sppo_megatron.objective.importance import (
-    mean_token_weight,
     rollout_importance_weights,
     truncated_importance_weight,
 )
@@ -45,7 +44,6 @@ __all__ = [
     "finalize_diagnostics",
     "group_baseline",
     "length_reward",
-    "mean_token_weight",
     "pairwise_loss",
     "preference_from_scores",
     "regression_diagnostics",

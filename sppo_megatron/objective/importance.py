@@ -41,8 +41,8 @@ def rollout_importance_weights(
 
     old_log_probs, rollout_log_probs: [B, T] nats: π_t by the trainer, and by the engine that sampled.
     level: `sequence` returns [B], one ratio of sequence probabilities (1 for an empty response); `token` returns [B,
-    T], one truncated ratio a token and 0 at masked places, which `mean_token_weight` turns into a row's weight (biased,
-    but its variance doesn't grow with length). cap: C > 0. log_bound: see `truncated_importance_weight`.
+    T], one truncated ratio a token and 0 at masked places, whose mean over the response is its weight (biased, but its
+    variance doesn't grow with length). cap: C > 0. log_bound: see `truncated_importance_weight`.
     Raises ValueError on an unknown level, shapes that differ, cap or log_bound not above 0 and, with validate, on
     non-finite values at valid places.
     """
@@ -58,16 +58,3 @@ def rollout_importance_weights(
         mask, as_float(rollout_log_probs.detach()), 0
     )
     return torch.where(mask, truncated_importance_weight(log_weight, cap, log_bound=log_bound), 0)
-
-
-def mean_token_weight(token_weights: Tensor, response_mask: Tensor) -> Tensor:
-    """A row's weight from token weights: their mean over the response's tokens, 1 for an empty response.
-
-    token_weights, response_mask: [B, T]. Returns [B], fp32 or float64, detached. Raises ValueError on shapes that
-    differ.
-    """
-    check_same_shape("response_mask", response_mask, "token_weights", token_weights)
-    mask = response_mask.bool()
-    lengths = mask.sum(dim=1)
-    total = torch.where(mask, as_float(token_weights.detach()), 0).sum(dim=1)
-    return torch.where(lengths > 0, total / lengths.clamp(min=1), 1)

@@ -135,3 +135,21 @@ def _cut(whole: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     mine = whole.shape[0] // size
     return whole[mine * rank : mine * (rank + 1)]
+
+
+def main_grad_of(weight: Tensor, gradient_accumulation_fusion: bool) -> Tensor | None:
+    """The tensor of the weight's shape to add its gradient to, past autograd; None if autograd is to have it.
+
+    With `gradient_accumulation_fusion` Megatron's data-parallel wrapper gives every parameter a fp32 `main_grad`. Who
+    adds to it sets `grad_added_to_main_grad`; the wrapper's hook then leaves the autograd gradient alone, except if
+    `zero_out_wgrad` says that the parameter has a second use, whose gradient comes through autograd.
+    """
+    return getattr(weight, "main_grad", None) if gradient_accumulation_fusion else None
+
+
+def mark_added(weight: Tensor) -> Tensor | None:
+    """Says that `main_grad` has the gradient. Returns a placeholder for autograd, whose hooks run only for one."""
+    if not hasattr(weight, "grad_added_to_main_grad"):
+        return None
+    weight.grad_added_to_main_grad = True
+    return torch.zeros_like(weight) if getattr(weight, "zero_out_wgrad", False) else torch.empty_like(weight)

@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .kernels import select_kernels
-from .linear_gradient import add_linear_gradients, gather_tokens, start_sum_over_shards
+from .linear_gradient import add_linear_gradients, gather_tokens, main_grad_of, mark_added, start_sum_over_shards
 from .logit_tiles import LogitTiles
-from .main_grad import main_grad_of, mark_added
 from .softmax_statistics import LogitGradient, SoftmaxStatistics, compute_dtype
 from .vocab_shard import VocabShard, check_linear, check_options, check_targets
 

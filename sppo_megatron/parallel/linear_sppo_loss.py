@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .kernels import Kernels, select_kernels
-from .linear_gradient import add_linear_gradients, start_sum_over_shards
+from .linear_gradient import add_linear_gradients, main_grad_of, mark_added, start_sum_over_shards
 from .logit_tiles import LogitTiles
-from .main_grad import main_grad_of, mark_added
-from .sequence_groups import SequenceBatch, check_sequences, cut_groups, order_by_sequence
+from .sequence import SequenceBatch, check_sequences, cut_groups, order_by_sequence
 from .softmax_statistics import LogitGradient, SoftmaxStatistics, compute_dtype
 from .vocab_shard import VocabShard, check_linear, check_options, check_targets
 

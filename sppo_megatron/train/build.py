@@ -16,7 +16,7 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from sppo_megatron.batch.units import steps_per_iteration
+from sppo_megatron.batch.training_batch import steps_per_iteration
 from sppo_megatron.cluster.consensus import agreed, check_same_config, decided_by_first_rank
 from sppo_megatron.cluster.output_lock import OutputLock
 from sppo_megatron.config import Config

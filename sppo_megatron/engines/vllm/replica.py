@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
-from sppo_megatron.engines.base import Request
-from sppo_megatron.engines.seeds import request_seed
+from sppo_megatron.engines.base import Request, request_seed
 from sppo_megatron.types import SamplingParams
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,9 @@ from torch import Tensor
 from sppo_megatron.cluster.consensus import of_first_rank
 from sppo_megatron.cluster.http_client import AccessError, RequestError, ServerError, wait_for
 from sppo_megatron.cluster.server_pool import NoServerLeft
-from sppo_megatron.engines.base import Continuation, Engine, Request
+from sppo_megatron.engines.base import Continuation, Engine, Request, request_seed
 from sppo_megatron.engines.fingerprint import check_version
 from sppo_megatron.engines.kind import Surroundings
-from sppo_megatron.engines.seeds import request_seed
 from sppo_megatron.engines.vllm_servers.broadcast import BroadcastTransfer
 from sppo_megatron.engines.vllm_servers.client import ServerClient
 from sppo_megatron.engines.vllm_servers.disk import DiskTransfer

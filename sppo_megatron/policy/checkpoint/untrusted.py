@@ -24,6 +24,9 @@ _DCP = "torch.distributed.checkpoint"
 # Data classes and enums: to build one runs nothing.
 _KNOWN = {
     "collections": {"OrderedDict"},
+    # the folder, if it was given as a path; Python 3.13 names it by the second
+    "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},
     "torch": {"Size"},
     "torch.serialization": {"_get_layout"},
     f"{_DCP}.filesystem": {"_StorageInfo"},

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_megatron.batch.targets import build_targets
-from sppo_megatron.batch.units import build_units, cut_minibatches, steps_per_iteration, winner_preferences
+from sppo_megatron.batch.training_batch import build_units, cut_minibatches, steps_per_iteration, winner_preferences
 from sppo_megatron.objective.base import Units
 from sppo_megatron.objective.sppo import Sppo
 from tests.unit.batch.test_build import make_groups

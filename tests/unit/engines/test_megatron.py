@@ -10,9 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from sppo_megatron.engines.base import Request
+from sppo_megatron.engines.base import Request, sample_uniforms
 from sppo_megatron.engines.megatron import MegatronEngine
-from sppo_megatron.engines.seeds import sample_uniforms
 from sppo_megatron.policy.generate.sampling import sample_tokens
 from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.types import Prompt, SamplingParams

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from sppo_megatron.objective import mean_token_weight, rollout_importance_weights, truncated_importance_weight
+from sppo_megatron.objective import rollout_importance_weights, truncated_importance_weight
 
 OLD = torch.tensor([[-1.0, -2.0, math.nan], [-1.0, -1.0, -1.0], [math.nan] * 3], dtype=torch.float64)
 ROLLOUT = torch.tensor([[-1.5, -1.2, math.inf], [-1.0, -1.5, -3.0], [-math.inf] * 3], dtype=torch.float64)
@@ -24,9 +24,6 @@ def test_token_level():
     weights = rollout_importance_weights(OLD, ROLLOUT, MASK, level="token", cap=2.0)
     expected = [[math.exp(0.5), math.exp(-0.8), 0], [1, math.exp(0.5), 2], [0, 0, 0]]
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
-    rows = mean_token_weight(weights, MASK)
-    expected = [(math.exp(0.5) + math.exp(-0.8)) / 2, (3 + math.exp(0.5)) / 3, 1]
-    torch.testing.assert_close(rows, torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])
@@ -37,12 +34,6 @@ def test_equal_policies_weigh_one_and_nothing_is_differentiated(level):
     assert not weights.requires_grad
     assert set(weights.flatten().tolist()) <= {0.0, 1.0} and weights.max() == 1
     assert not truncated_importance_weight(torch.zeros(1, requires_grad=True), 2.0).requires_grad
-    assert not mean_token_weight(torch.ones(1, 1, requires_grad=True), torch.ones(1, 1)).requires_grad
-
-
-def test_a_response_of_one_token_has_the_weight_of_its_token():
-    weights, mask = torch.tensor([[0.5, math.nan], [2.0, 1.0]]), torch.tensor([[1, 0], [1, 1]])
-    assert mean_token_weight(weights, mask).tolist() == [0.5, 1.5]
 
 
 def test_validate_false_skips_the_value_checks():
@@ -64,8 +55,6 @@ def test_half_precision_is_fp32_inside():
     rollout = torch.full((1, 4096), -0.99609375, dtype=torch.bfloat16)
     weights = rollout_importance_weights(old, rollout, torch.ones(1, 4096))
     assert weights.dtype == torch.float32 and weights.item() == pytest.approx(math.exp(-16), rel=1e-5)
-    token_weights = torch.tensor([[1.0, 1.0, 0.9765625]], dtype=torch.bfloat16)
-    assert mean_token_weight(token_weights, torch.ones(1, 3)).item() == pytest.approx(2.9765625 / 3)
     log_weight = torch.tensor([-0.5], dtype=torch.bfloat16)
     assert truncated_importance_weight(log_weight, 2.0).item() == pytest.approx(math.exp(-0.5))
 
@@ -86,8 +75,3 @@ def test_raises(changes, message, level):
     given = {"old_log_probs": OLD, "rollout_log_probs": ROLLOUT, "response_mask": MASK, "level": level}
     with pytest.raises(ValueError, match=message):
         rollout_importance_weights(**(given | changes))
-
-
-def test_mean_token_weight_raises():
-    with pytest.raises(ValueError, match="response_mask: shape"):
-        mean_token_weight(torch.ones(2, 3), torch.ones(2, 1))

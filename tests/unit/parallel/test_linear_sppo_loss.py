@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sppo_megatron.objective import sppo_loss
 from sppo_megatron.parallel import linear_sppo_loss, logit_tiles, sequence_sum, vocab_parallel_linear_log_probs
-from sppo_megatron.parallel.sequence_groups import cut_groups, order_by_sequence
+from sppo_megatron.parallel.sequence import cut_groups, order_by_sequence
 from tests.unit.parallel.mixed_products import emulate_mixed_products
 
 

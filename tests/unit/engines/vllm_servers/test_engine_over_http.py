@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
-from sppo_megatron.engines.base import Request
+from sppo_megatron.engines.base import Request, request_seed
 from sppo_megatron.engines.fingerprint import WeightCounter
-from sppo_megatron.engines.seeds import request_seed
 from sppo_megatron.engines.vllm_servers.client import ServerClient
 from sppo_megatron.engines.vllm_servers.disk import DiskTransfer
 from sppo_megatron.engines.vllm_servers.engine import VllmServersEngine

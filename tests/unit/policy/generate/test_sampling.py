@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from sppo_megatron.engines.seeds import sample_uniforms
+from sppo_megatron.engines.base import sample_uniforms
 from sppo_megatron.policy.generate.sampling import sample_tokens
 from sppo_megatron.types import SamplingParams
 
