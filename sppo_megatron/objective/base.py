@@ -11,10 +11,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sppo_megatron.objective.baseline import group_baseline
 from sppo_megatron.objective.checks import check_choice
+from sppo_megatron.objective.diagnostics import regression_diagnostics, token_diagnostics
 from sppo_megatron.objective.reduction import LossSums
 from sppo_megatron.objective.regression import regression_target, resolve_eta
 
@@ -50,7 +52,8 @@ class LossBatch(Protocol):
 
     columns: float32 [S] each: target, weight, reward, win_rate, preference, importance_weight, ref_log_ratio and what
     `Objective.columns` adds. lengths: float32 [S], tokens, 0 for a response that has none. units: int64 [S].
-    sequence_ids: int64 [n] in [0, S). old_log_probs, ref_log_probs: float32 [n] nats.
+    sequence_ids: int64 [n] in [0, S). old_log_probs, ref_log_probs, rollout_log_probs: float32 [n]
+    nats, None if they aren't known.
     """
 
     @property
@@ -65,6 +68,8 @@ class LossBatch(Protocol):
     def old_log_probs(self) -> Tensor: ...
     @property
     def ref_log_probs(self) -> Tensor | None: ...
+    @property
+    def rollout_log_probs(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,3 +171,36 @@ class Objective:
         context-parallel rank, whose sums are added over the ranks.
         """
         raise TypeError(f"{type(self).__name__} has no loss")
+
+    def diagnostics(
+        self, log_probs: Tensor, log_ratio: Tensor, loss: LossSums, batch: LossBatch, with_rollout_log_probs: bool
+    ) -> dict[str, dict[str, Tensor]]:
+        """What is logged of a micro-batch: sums of complete sequences, sums of this rank's tokens, and maxima.
+
+        log_probs: [n] nats. log_ratio: s [S], complete. with_rollout_log_probs: every response of the mini-batch has
+        the engine's, so that an empty micro-batch has the same keys.
+        """
+        rollout, columns = batch.rollout_log_probs, batch.columns
+        if with_rollout_log_probs and rollout is None:
+            rollout = torch.zeros_like(batch.old_log_probs)
+        sequence, sequence_maxima = regression_diagnostics(
+            log_ratio,
+            columns["target"],
+            batch.lengths,
+            tau=1.0 / self.eta,
+            rewards=columns["reward"],
+            win_rate=columns["win_rate"],
+            truncated=columns["truncated"],
+            importance_weight=columns["importance_weight"],
+            rollout_log_ratio=columns["rollout_log_ratio"] if with_rollout_log_probs else None,
+        )
+        token, token_maxima = token_diagnostics(
+            log_probs,
+            batch.old_log_probs,
+            torch.ones_like(log_probs, dtype=torch.bool),
+            rollout_log_probs=rollout if with_rollout_log_probs else None,
+        )
+        # Complete sequences are the same on every context-parallel rank; tokens are each rank's own.
+        own = token if self.is_token_level else sequence
+        own |= {"loss_sum": loss.loss_sum.detach(), **loss.metrics}
+        return {"sequence": sequence, "token": token, "maxima": sequence_maxima | token_maxima}

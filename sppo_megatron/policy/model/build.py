@@ -255,7 +255,7 @@ def named_parameters(chunks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
                 layer = model.decoder.layers[int(parts[2])]
                 parts[2] = str(layer.layer_number - 1)
             name = ".".join(parts)
-            expert = expert_index(name)
+            expert = expert_index(name) if "experts" in parts else None
             if expert is not None:
                 name = with_expert_index(name, layer.mlp.local_expert_indices[expert])
             yield name, parameter

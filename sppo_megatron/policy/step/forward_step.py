@@ -18,7 +18,6 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from sppo_megatron.batch.collate import MicroBatch
-from sppo_megatron.objective import LossSums, regression_diagnostics, token_diagnostics
 from sppo_megatron.objective.base import Objective
 from sppo_megatron.parallel import sequence_sum
 from sppo_megatron.policy.model.build import unwrap
@@ -101,36 +100,7 @@ class TrainingLoss:
             loss_sum, log_ratio, log_probs = output
             sums = self.objective.loss(log_ratio, batch)._replace(loss_sum=loss_sum)
         scaled = sums.loss_sum / self.global_count * (self.num_microbatches * self.groups.dp.size())
-        return scaled, self._diagnostics(batch, log_probs, log_ratio, sums)
-
-    def _diagnostics(
-        self, batch: MicroBatch, log_probs: Tensor, log_ratio: Tensor, loss: LossSums
-    ) -> dict[str, dict[str, Tensor]]:
-        rollout = batch.rollout_log_probs if self.with_rollout_log_probs else None
-        if self.with_rollout_log_probs and rollout is None:  # an empty micro-batch still has every key
-            rollout = torch.zeros_like(batch.old_log_probs)
-        columns = batch.columns
-        sequence, sequence_maxima = regression_diagnostics(
-            log_ratio,
-            columns["target"],
-            batch.lengths,
-            tau=1.0 / self.objective.eta,
-            rewards=columns["reward"],
-            win_rate=columns["win_rate"],
-            truncated=columns["truncated"],
-            importance_weight=columns["importance_weight"],
-            rollout_log_ratio=columns["rollout_log_ratio"] if self.with_rollout_log_probs else None,
-        )
-        token, token_maxima = token_diagnostics(
-            log_probs,
-            batch.old_log_probs,
-            torch.ones_like(batch.labels, dtype=torch.bool),
-            rollout_log_probs=rollout,
-        )
-        # Complete sequences are the same on every context-parallel rank; tokens are each rank's own.
-        own = token if self.objective.is_token_level else sequence
-        own |= {"loss_sum": loss.loss_sum.detach(), **loss.metrics}
-        return {"sequence": sequence, "token": token, "maxima": sequence_maxima | token_maxima}
+        return scaled, self.objective.diagnostics(log_probs, log_ratio, sums, batch, self.with_rollout_log_probs)
 
 
 def collect_log_probs(batch: MicroBatch, output: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -91,21 +91,16 @@ class SppoLossHead(Head):
 
     def compute(self, hidden: Tensor, weight: Tensor, batch: MicroBatch) -> LinearSppoLoss:
         """(loss_sum, log_ratio [S], log_probs [n])."""
-        terms = self.objective.regression(batch)
-        assert terms is not None
-        target, coefficient = terms
+        options = self.options | {"cp_group": _if_split(self.groups.cp), "logits_budget": self.logits_budget}
         return linear_sppo_loss(
             hidden,
             weight,
             batch.labels,
             batch.old_log_probs,
             batch.sequence_ids,
-            target,
-            coefficient,
+            *self.objective.regression(batch),  # target, coefficient
             lengths=batch.response_lengths,
-            cp_group=_if_split(self.groups.cp),
-            logits_budget=self.logits_budget,
-            **self.options,
+            **options,
         )
 
 
