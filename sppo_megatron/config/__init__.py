@@ -14,6 +14,7 @@ from sppo_megatron.config.objective import ObjectiveConfig
 from sppo_megatron.config.optimizer import OptimizerConfig
 from sppo_megatron.config.parallelism import ParallelismConfig
 from sppo_megatron.config.precision import PrecisionConfig
+from sppo_megatron.config.profiler import ProfilerConfig
 from sppo_megatron.config.reward import JudgeConfig, RewardConfig, RewardModelConfig
 from sppo_megatron.config.rollout import MismatchConfig, RolloutConfig, ServerConfig, VllmConfig
 from sppo_megatron.config.schema import Config, all_keys
@@ -33,6 +34,7 @@ __all__ = [
     "OptimizerConfig",
     "ParallelismConfig",
     "PrecisionConfig",
+    "ProfilerConfig",
     "Resume",
     "RewardConfig",
     "RewardModelConfig",

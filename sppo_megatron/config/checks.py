@@ -10,6 +10,7 @@ from sppo_megatron.config.objective import check_objective
 from sppo_megatron.config.optimizer import check_optimizer, check_overlap
 from sppo_megatron.config.parallelism import find_process_problems
 from sppo_megatron.config.precision import check_precision
+from sppo_megatron.config.profiler import check_profiler
 from sppo_megatron.config.rollout import check_rollout
 from sppo_megatron.config.schema import Config
 from sppo_megatron.config.values import check_values
@@ -30,6 +31,7 @@ def check_config(config: Config, world_size: int, *, generates: bool, more: Iter
             *check_rollout(config, generates),
             *check_data(config.data),
             *check_checkpoint(config.checkpoint),
+            *check_profiler(config.profiler),
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),
             *check_overlap(config),

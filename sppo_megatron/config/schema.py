@@ -15,6 +15,7 @@ from sppo_megatron.config.objective import ObjectiveConfig
 from sppo_megatron.config.optimizer import OptimizerConfig
 from sppo_megatron.config.parallelism import ParallelismConfig
 from sppo_megatron.config.precision import PrecisionConfig
+from sppo_megatron.config.profiler import ProfilerConfig
 from sppo_megatron.config.reward import RewardConfig
 from sppo_megatron.config.rollout import RolloutConfig
 from sppo_megatron.config.train import TrainConfig
@@ -36,6 +37,7 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
     output_dir: Free[UserPath] = "outputs/run"
     "Where everything that the run writes goes."
 

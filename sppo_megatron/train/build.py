@@ -43,6 +43,7 @@ from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import build_fp8_probe
 from sppo_megatron.policy.step.reference import build_reference
 from sppo_megatron.tracking.console import ProgressDisplay, print_summary
+from sppo_megatron.tracking.profiler import Profiler
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
@@ -141,6 +142,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         fp8_probe=build_fp8_probe(policy, config.precision),
         reference=build_reference(policy, lambda path: _open_policy(config, path)),
         probe=build_probe(config, inputs, parts.engine),
+        profiler=Profiler(config.profiler, output_dir, dist.get_rank()) if config.profiler.steps else None,
     )
 
 
@@ -193,6 +195,8 @@ def close(trainer: Trainer, parts: Parts) -> None:
     """Ends worker processes, gives signals back and closes files."""
     if trainer.preemption is not None:
         trainer.preemption.close()
+    if trainer.profiler is not None:
+        trainer.profiler.close()
     trainer.tracker.close()
     parts.inputs.scorer.close()
     trainer.checkpointer.close()

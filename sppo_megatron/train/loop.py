@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -25,6 +26,7 @@ from sppo_megatron.rewards.scorer import ScoringError
 from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SourceState
 from sppo_megatron.tracking.console import ProgressDisplay
+from sppo_megatron.tracking.profiler import Profiler
 from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator, judged_by
 from sppo_megatron.train.first_update import check_first_log_ratio
@@ -95,6 +97,7 @@ class Trainer:
     fp8_probe: Callable[[Sequences, np.ndarray], dict[str, float]] | None = None
     reference: Callable[[Sequences], np.ndarray] | None = None
     probe: WeightProbe | None = None
+    profiler: Profiler | None = None
     saved_step: int = -1
 
     def run(self) -> None:
@@ -186,7 +189,8 @@ class Trainer:
 
     def _train_step(self, units: np.ndarray, iteration: Iteration) -> None:
         started = time.perf_counter()
-        metrics = self.policy.train_step(iteration.batch, units)
+        with self.profiler.step(self.state.step + 1) if self.profiler else nullcontext():
+            metrics = self.policy.train_step(iteration.batch, units)
         seconds = time.perf_counter() - started
         if self.state.minibatch == 0:
             longest = int(iteration.batch.sequences.lengths.max(initial=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -27,7 +28,7 @@ DIAGNOSTICS = {
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("online")
     task = tiny_task.make_task(folder / "task")
-    changes = {"parallelism": "tp2", "logger.tensorboard": "true", "eval.interval": 1}
+    changes = {"parallelism": "tp2", "logger.tensorboard": "true", "eval.interval": 1, "profiler.steps": "[2,4]"}
     done = tiny_task.run(tiny_task.overrides(task, folder / "run", **changes), ranks=2, fresh=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "eval_exact_match" in done.stdout and str(folder / "run") in done.stdout
@@ -106,3 +107,15 @@ def test_a_run_is_not_overwritten(output: Path) -> None:
     done = tiny_task.run(tiny_task.overrides(output.parent / "task", output))
     assert done.returncode == 2 and "checkpoint.load=latest" in done.stderr
     assert (output / "metrics.jsonl").read_bytes() == before
+
+
+def test_traces_of_both_ranks(output: Path) -> None:
+    """Steps 2 to 4, and what lies between 3 and 4: an update, rollouts, log-probs."""
+    traces = sorted((output / "profile").iterdir())
+    assert [path.name for path in traces] == [f"rank_{rank:04d}_steps_2-4.json.gz" for rank in (0, 1)]
+    for path in traces:
+        names = {event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
+        assert {name for name in names if str(name).startswith("optimizer step")} == {
+            f"optimizer step {step}" for step in (2, 3, 4)
+        }
+        assert "aten::multinomial" in names or "aten::mm" in names
