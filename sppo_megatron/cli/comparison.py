@@ -54,7 +54,7 @@ def _compare_tensors(model: HFModel, megatron_path: Path) -> list[str]:
     """What differs, the same on every rank, each of which compares its share."""
     architecture = model.architecture
     layouts = parameter_layouts(architecture, architecture.vocab_size)
-    tensors = agreed(lambda: open_weights(model.folder, architecture.family))
+    tensors = agreed(lambda: open_weights(model.folder, architecture))
     agreed(lambda: check_tensors(layouts, tensors))
     stored = agreed(lambda: StoredWeights(megatron_path, WeightsTable(architecture, architecture.vocab_size)))
     mine = list(layouts)[dist.get_rank() :: dist.get_world_size()]

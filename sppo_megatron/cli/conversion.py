@@ -24,7 +24,8 @@ from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
 from sppo_megatron.hf.inventory import TensorRow, tensor_rows
 from sppo_megatron.hf.load import check_tensors
 from sppo_megatron.hf.mapping import parameter_layouts
-from sppo_megatron.hf.save import save_hf_folder
+from sppo_megatron.hf.save import save_hf_folder, save_weights
+from sppo_megatron.hf.untrained import untrained_names, untrained_tensors
 from sppo_megatron.policy.checkpoint.weights import StoredWeights, write_weights
 from sppo_megatron.policy.checkpoint.weights_table import WeightsTable
 from sppo_megatron.policy.initialize import initialize_distributed
@@ -45,7 +46,7 @@ def to_megatron(options: argparse.Namespace) -> None:
         options.make_vocab_size_divisible_by, parallelism.tensor_model_parallel_size
     )
     layouts = parameter_layouts(architecture, padded)
-    tensors = agreed(lambda: open_weights(model.folder, architecture.family))
+    tensors = agreed(lambda: open_weights(model.folder, architecture))
     agreed(lambda: check_tensors(layouts, tensors))
     if options.dry_run:
         return _print_rows(tensor_rows(architecture, layouts, parallelism))
@@ -60,6 +61,8 @@ def to_megatron(options: argparse.Namespace) -> None:
 
         write_weights(partial, table, make, dtypes)
         model.save_side_files(partial / SIDE_FOLDER)
+        if untrained_names(model.folder, architecture):
+            save_weights(partial / SIDE_FOLDER, untrained_tensors(model.folder, architecture))
     print(f"wrote {options.output}: {len(layouts)} parameters, the vocabulary padded to {padded}")
     return None
 
@@ -82,6 +85,7 @@ def to_hf(options: argparse.Namespace) -> None:
             for name, layout in layouts.items():
                 yield from zip(layout.hf_names, layout.unshard([stored.read(name)]), strict=True)
                 advance()
+            yield from untrained_tensors(model.folder, architecture)
 
         _save(options.output, tensors(), model)
     print(f"wrote {options.output}: {len(layouts)} parameters")

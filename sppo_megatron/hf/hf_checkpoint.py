@@ -61,25 +61,26 @@ class _InMemory:
 
 
 class RandomTensors:
-    """A fresh model: normal(0, initializer_range) matrices, unit norms, zero biases.
+    """A fresh model: normal(0, initializer_range) matrices, zero biases, norms that start at `norms`.
 
     Each tensor depends on the seed and its own name alone, so every parallel layout starts from the same model.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], initializer_range: float, seed: int):
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], initializer_range: float, seed: int, norms: float = 1.0):
         self._shapes = dict(shapes)
         self._std = initializer_range
         self._seed = seed
+        self._norms = norms
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self._shapes
 
     def source(self, name: str) -> TensorSource:
         shape = self._shapes[name]
-        if name.endswith(".bias"):
+        if name.endswith("bias"):
             return _InMemory(torch.zeros(shape))
         if len(shape) == 1:
-            return _InMemory(torch.ones(shape))
+            return _InMemory(torch.full(shape, self._norms))
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         return _InMemory(torch.randn(shape, generator=generator) * self._std)

@@ -14,6 +14,7 @@ from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.side_files import write_side_files
 from sppo_megatron.hf.tokenizer import load_tokenizer
+from sppo_megatron.hf.untrained import trained
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,6 @@ def open_hf_model(hf_path: str) -> HFModel:
     return HFModel(folder, hf_config, load_tokenizer(folder))
 
 
-def open_weights(folder: Path, family: str) -> HFTensors:
-    """The tensors of a folder by the names of published checkpoints, however the experts are stored."""
-    return by_expert(SafetensorsFolder(folder), family_of(family).layer.experts)
+def open_weights(folder: Path, architecture: Architecture) -> HFTensors:
+    """The policy's tensors in a folder by the names of published checkpoints, however the experts are stored."""
+    return by_expert(trained(SafetensorsFolder(folder), architecture), family_of(architecture.family).layer.experts)

@@ -9,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ def export_policy(config: Config, parts: Parts) -> None:
     if dist.get_rank() == 0:
         folder = Path(config.output_dir) / "hf"
         try:
-            save_hf_folder(folder, tensors, _exported_config(config, parts.inputs), parts.inputs.folder)
+            everything = chain(tensors, parts.inputs.untrained_tensors())
+            save_hf_folder(folder, everything, _exported_config(config, parts.inputs), parts.inputs.folder)
         except Exception as error:
             checkpoint = latest_checkpoint(Path(config.output_dir) / "checkpoints")
             advice = (

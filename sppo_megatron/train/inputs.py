@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.parallelism import check_layout
@@ -22,6 +26,7 @@ from sppo_megatron.hf.hf_model import open_weights
 from sppo_megatron.hf.load import check_tensors, check_tied_head
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
+from sppo_megatron.hf.untrained import untrained_names, untrained_tensors
 from sppo_megatron.policy.model.bridge import BridgeModel
 from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
@@ -30,6 +35,8 @@ from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rollout.collector import Decode
 from sppo_megatron.rollout.registry import engine_kind, stored_kind
 from sppo_megatron.types import Prompt
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from sppo_megatron.rollout.registry import StoredGroups
@@ -49,6 +56,11 @@ class Inputs:
     eval_prompts: list[Prompt]
     stored: StoredGroups | None
     scorer: Scorer
+
+    def untrained_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """What the folder holds beside the policy's weights; see `hf.untrained`."""
+        if self.hf_config.model_type in FAMILIES:
+            yield from untrained_tensors(self.folder, read_architecture(self.hf_config))
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
@@ -134,7 +146,16 @@ def _prompts(
 def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:
     layouts = parameter_layouts(architecture, architecture.vocab_size)
     if config.model.init == "hf":
-        tensors = open_weights(folder, architecture.family)
+        tensors = open_weights(folder, architecture)
         check_tensors(layouts, tensors)
+        kept = untrained_names(folder, architecture)
+        if kept:
+            logger.warning(
+                "%d tensors of %s are no part of the policy: they are not trained, and exported as they are (%s, ...)",
+                len(kept),
+                folder,
+                kept[0],
+            )
         return tensors
-    return RandomTensors(hf_shapes(layouts), architecture.initializer_range, config.train.seed)
+    norms = 0.0 if architecture.zero_centered_norms else 1.0
+    return RandomTensors(hf_shapes(layouts), architecture.initializer_range, config.train.seed, norms)

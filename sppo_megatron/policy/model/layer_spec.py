@@ -18,6 +18,7 @@ from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.megatron_cpu.attention import TorchAttention
 from sppo_megatron.megatron_cpu.norm import TorchNorm
 from sppo_megatron.parallel.fused_kernels import has_transformer_engine
+from sppo_megatron.policy.model.latent_attention import SplitLatentAttention
 from sppo_megatron.policy.model.post_norm import with_post_norm
 from sppo_megatron.policy.model.rotary import PairedRotaryAttention
 from sppo_megatron.policy.model.router import Router
@@ -49,6 +50,8 @@ def _layer_spec(config: TransformerConfig, num_experts: int | None, architecture
     layer = (_transformer_engine_layer if has_transformer_engine() else _torch_layer)(config, num_experts)
     if num_experts is not None:
         layer.submodules.mlp.keywords["submodules"].router = Router
+    if config.multi_latent_attention:
+        layer.submodules.self_attention.module = SplitLatentAttention
     if architecture is not None and architecture.local_rotary_inv_freq is not None:
         layer.submodules.self_attention.module = PairedRotaryAttention
     if architecture is not None and architecture.post_norms:

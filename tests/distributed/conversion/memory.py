@@ -86,7 +86,7 @@ def load(folder: Path, config: LlamaConfig, results: dict[str, int]) -> None:
             for name, layout in layouts.items()
         }
     with growth(results, "load"):
-        load_parameters(shards.items(), layouts, open_weights(folder / "hf", "llama"), tp_rank=0, tp_size=2)
+        load_parameters(shards.items(), layouts, open_weights(folder / "hf", architecture), tp_rank=0, tp_size=2)
     assert all((shard != 1).any() for shard in shards.values())
 
 

@@ -54,7 +54,7 @@ def run(case: Case, folder: Path, sizes: ParallelismConfig, groups: ProcessGroup
     load_parameters(
         named_parameters(chunks),
         layouts,
-        open_weights(model.folder, architecture.family),
+        open_weights(model.folder, architecture),
         tp_rank=groups.tp.rank(),
         tp_size=groups.tp.size(),
         expert_tp=(groups.expt_tp.rank(), groups.expt_tp.size()),

@@ -49,6 +49,10 @@ LAYOUTS = {
     "tp2-ep2-etp1-mixtral": (2, "mixtral", {TP: 2, EP: 2, ETP: 1, **SP}),
     "tp2-ep2-qwen3-moe": (4, "qwen3-moe", {TP: 2, EP: 2, **SP, "rollout.batch_size": 4}),
     "pp2-ep2-qwen3-moe": (4, "qwen3-moe", {PP: 2, EP: 2, "rollout.batch_size": 4}),
+    # Caches of windows with two kinds of rotary frequencies, and of keys and values of different sizes.
+    "pp2-gemma3": (2, "gemma3", {PP: 2, "rollout.batch_size": 5}),
+    "tp2-deepseek-v3": (2, "deepseek-v3", {TP: 2, **SP}),
+    "cp2-deepseek-v3": (2, "deepseek-v3", {CP: 2}),
     "ep2-dp2-mixtral": (4, "mixtral", {EP: 2, "rollout.batch_size": 2}),
 }
 

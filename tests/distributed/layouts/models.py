@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    Gemma3TextConfig,
+    Glm4MoeConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -49,6 +52,16 @@ _YARN = {
     "beta_fast": 4.0,
 }
 _WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}
+_ROPE = {"rope_type": "default", "rope_theta": 500.0}
+_LATENT = {"q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 6, "v_head_dim": 10, "qk_nope_head_dim": 8}
+_SIGMOID_EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "num_nextn_predict_layers": 0,
+}
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "tie_word_embeddings": False}
 CONFIGS = {
     "qwen2-tied": lambda: Qwen2Config(**_SHAPE, tie_word_embeddings=True),
@@ -64,6 +77,30 @@ CONFIGS = {
         rope_parameters=_YARN | {"llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0},
     ),
     "mixtral-window": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2, sliding_window=5),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_SHAPE,
+        head_dim=8,
+        query_pre_attn_scalar=12,
+        sliding_window=5,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={"sliding_attention": _ROPE, "full_attention": _ROPE | {"rope_type": "linear", "factor": 8.0}},
+    ),
+    "glm4-moe": lambda: Glm4MoeConfig(
+        **_SHAPE,
+        **_SIGMOID_EXPERTS,
+        head_dim=8,
+        attention_bias=True,
+        use_qk_norm=True,
+        first_k_dense_replace=1,
+        rope_parameters=_ROPE | {"partial_rotary_factor": 0.5},
+    ),
+    "deepseek-v3": lambda: DeepseekV3Config(
+        **_SHAPE | {"num_key_value_heads": 4},
+        **_SIGMOID_EXPERTS | {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 4},
+        **_LATENT,
+        first_k_dense_replace=1,
+        rope_parameters=_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
     "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2),
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[1]
@@ -74,7 +111,15 @@ CONFIGS = {
     "qwen3-moe": lambda: Qwen3MoeConfig(**_SHAPE, **_EXPERTS, num_experts=8, head_dim=12, norm_topk_prob=True),
 }
 # What goes through every layout and every test of the suite.
-KINDS = ("mistral-window", "qwen3-yarn-windows", "ministral3", "mixtral-window")
+KINDS = (
+    "mistral-window",
+    "qwen3-yarn-windows",
+    "ministral3",
+    "mixtral-window",
+    "gemma3",
+    "glm4-moe",
+    "deepseek-v3",
+)
 MIXTURES = tuple(kind for kind in KINDS if hasattr(CONFIGS[kind](), "num_experts_per_tok"))
 
 
@@ -93,6 +138,9 @@ def make_model(kind: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
                 parameter.normal_(std=0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.2)
     model.save_pretrained(folder)
     return folder
 

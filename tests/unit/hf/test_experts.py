@@ -74,8 +74,8 @@ def test_names_and_shapes_are_those_that_transformers_writes(saved):
 @pytest.mark.parametrize("tp_size", [1, 2, 4])
 def test_fused_experts_give_the_same_shards(saved, tp_size):
     config, by_expert, fused = saved
-    layouts, family = layouts_of(config), config.model_type
-    tensors, others = open_weights(by_expert, family), open_weights(fused, family)
+    layouts, architecture = layouts_of(config), read_architecture(config)
+    tensors, others = open_weights(by_expert, architecture), open_weights(fused, architecture)
     assert "model.layers.1.mlp.experts.gate_up_proj" in load_file(fused / "model.safetensors")
     check_names_and_shapes(layouts, others.shapes())
     for name, layout in layouts.items():
@@ -89,7 +89,7 @@ def test_fused_experts_give_the_same_shards(saved, tp_size):
 
 def test_experts_have_their_own_tensor_parallel_size(saved):
     config, folder, _ = saved
-    layouts, tensors = layouts_of(config), open_weights(folder, config.model_type)
+    layouts, tensors = layouts_of(config), open_weights(folder, read_architecture(config))
     stored = load_file(folder / "model.safetensors")
     layer = "decoder.layers.1.mlp."
     expert = layouts[f"{layer}experts.local_experts.3.linear_fc2.weight"]
