@@ -6,7 +6,7 @@ numpy arrays (int32 and float32), so that a million responses cost bytes per tok
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +77,11 @@ class Group:
     prompt: Prompt
     responses: list[Response] = field(default_factory=list)
     preference: np.ndarray | None = None
+
+
+def num_tokens(groups: Iterable[Group]) -> int:
+    """Tokens that count, of all responses."""
+    return sum(response.length for group in groups for response in group.responses)
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from sppo_megatron.batch.columns import importance_column, log_ratio_columns, mean_over_sampled, response_columns
 from sppo_megatron.batch.gate import UNKNOWN, Rollouts, check_mismatch
@@ -14,7 +15,7 @@ from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.targets import Targets, build_targets
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, build_units, cut_minibatches
 from sppo_megatron.config import MismatchConfig, TrainConfig
-from sppo_megatron.objective import degenerate_group_sums, finalize_diagnostics
+from sppo_megatron.objective import degenerate_group_sums, sequence_weights
 from sppo_megatron.objective.base import Objective, Units
 from sppo_megatron.types import Group
 
@@ -41,14 +42,16 @@ def build_batch(
     TrainingError if the gate stops.
     """
     targets = build_targets(groups, objective)
+    weights = sequence_weights(targets.lengths, objective.sequence_weight, max_length=objective.max_length)
+    degenerate = degenerate_group_sums(targets.values, targets.group_ids) if groups else {}
     rollouts = rollouts_of(groups, sequences)
     verdict = check_mismatch(sequences, old_log_probs, rollouts, mismatch, iteration=iteration, version=version)
     units = build_units(objective.units, groups, targets)
-    columns = response_columns(targets, groups, units, sequences, objective)
+    columns = response_columns(targets, groups, units, sequences, objective, weights)
     columns |= log_ratio_columns(sequences, old_log_probs, rollouts, ref_log_probs)
     importance = importance_column(targets, sequences, old_log_probs, rollouts, objective, verdict.to_weight)
     columns |= {"importance_weight": importance, "weight": columns["weight"] * importance}
-    metrics = verdict.metrics | _metrics(targets, groups, objective)
+    metrics = verdict.metrics | _metrics(targets, groups, objective, degenerate)
     if ref_log_probs is not None:
         metrics |= mean_over_sampled("kl_ref", columns["ref_log_ratio"], targets)
     out = (units != NOTHING) & verdict.dropped[units]
@@ -98,13 +101,14 @@ def with_old_log_probs(groups: Sequence[Group], sequences: Sequences, old_log_pr
     ]
 
 
-def _metrics(targets: Targets, groups: Sequence[Group], objective: Objective) -> dict[str, float]:
+def _metrics(
+    targets: Targets, groups: Sequence[Group], objective: Objective, degenerate: Mapping[str, Tensor]
+) -> dict[str, float]:
     """Of all groups, whatever of them is trained on; {} of none."""
     if not groups:
         return {}
-    degenerate = finalize_diagnostics(degenerate_group_sums(targets.values, targets.group_ids), {})
     metrics = {
-        "degenerate_group_share": degenerate["degenerate_group_share"],
+        "degenerate_group_share": float(degenerate["degenerate_groups"] / degenerate["groups"]),
         "reward_errors": float(sum(response.error is not None for group in groups for response in group.responses)),
     }
     if objective.units in (Units.BEST_WORST, Units.HUMAN_VS_SAMPLE):

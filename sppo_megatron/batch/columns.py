@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sppo_megatron.batch.gate import Rollouts
 from sppo_megatron.batch.sequences import Sequences, difference
 from sppo_megatron.batch.targets import Targets
 from sppo_megatron.batch.training_batch import winner_preferences
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.objective import sequence_weights, truncated_importance_weight
+from sppo_megatron.objective import truncated_importance_weight
 from sppo_megatron.objective.base import Objective, Units
 from sppo_megatron.types import Group
 
@@ -21,12 +22,19 @@ _HUMAN = {"weight": 1.0, "win_rate": 0.5, "preference": 0.5}
 
 
 def response_columns(
-    targets: Targets, groups: Sequence[Group], units: np.ndarray, sequences: Sequences, objective: Objective
+    targets: Targets,
+    groups: Sequence[Group],
+    units: np.ndarray,
+    sequences: Sequences,
+    objective: Objective,
+    weights: Tensor,
 ) -> dict[str, np.ndarray]:
-    """What is known of the responses themselves, and what the objective makes of it. units: before the gate."""
+    """What is known of the responses themselves, and what the objective makes of it.
+
+    units: before the gate. weights: float64 [B], of the sampled responses' losses.
+    """
     truncated = [response.finish_reason == "length" for group in groups for response in group.responses]
     half = np.full(len(truncated), 0.5)
-    weights = sequence_weights(targets.lengths, objective.sequence_weight, max_length=objective.max_length)
     of_pairs = objective.units is Units.BEST_WORST
     sampled = {
         "weight": weights.numpy(),
@@ -68,6 +76,8 @@ def importance_column(
     Raises ConfigError if the objective has it and a sampled response has no rollout_log_probs.
     """
     level, chosen = objective.importance_weight, to_weight
+    if level is None and not to_weight.any():
+        return np.ones(len(sequences))
     if level is not None:
         chosen = np.arange(len(sequences)) < len(targets.values)
         if missing := np.flatnonzero(chosen & ~rollouts.has_log_probs).tolist():

@@ -7,6 +7,7 @@ Every rank computes the plan of all data-parallel ranks from the same data, so n
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +128,14 @@ class _FirstFit:
             node //= 2
             most[node] = max(most[2 * node], most[2 * node + 1])
         return found
+
+
+def micro_batch_shapes(
+    micro_batches: Sequence[np.ndarray], num_tokens: np.ndarray, layout: MicroBatchLayout, *, equal: bool
+) -> list[tuple[int, int]]:
+    """`micro_batch_shape` of each. equal: all have the largest, for the stages of a pipeline exchange one shape."""
+    shapes = [micro_batch_shape(units, num_tokens, layout) for units in micro_batches]
+    return [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(shapes) if equal else shapes
 
 
 def micro_batch_shape(units: np.ndarray, num_tokens: np.ndarray, layout: MicroBatchLayout) -> tuple[int, int]:

@@ -110,7 +110,7 @@ def _find_holders(
 
 
 def _gather(value: dict[str, _Shard], group: dist.ProcessGroup | None) -> list[dict[str, _Shard]]:
-    return [value] if group is None else of_all_ranks(value, group)
+    return [value] if group is None or group.size() == 1 else of_all_ranks(value, group)
 
 
 def _merge(parts) -> dict[str, _Shard]:

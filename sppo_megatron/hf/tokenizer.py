@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,10 @@ def load_tokenizer(folder: Path) -> Any | None:
     return own
 
 
-def decoder(tokenizer: Any) -> Callable[[np.ndarray], str]:
-    """Token ids int32 [n] -> their text without special tokens, and with every blank that they stand for."""
-
-    def decode(token_ids: np.ndarray) -> str:
-        return tokenizer.decode(token_ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    return decode
+def decoder(tokenizer: Any) -> Callable[[Sequence[np.ndarray]], list[str]]:
+    """Token ids int32 [n] of each -> their texts without special tokens, and with every blank that they stand for."""
+    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return lambda sequences: tokenizer.batch_decode([ids.tolist() for ids in sequences], **options)
 
 
 def find_difference(tokenizer: Any, folder: Path) -> str | None:

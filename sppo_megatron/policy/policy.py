@@ -16,7 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from sppo_megatron.batch.collate import collate
-from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shape, plan_micro_batches
+from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shapes, plan_micro_batches
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members, single_units
 from sppo_megatron.config import Config
@@ -179,9 +179,7 @@ class Policy:
         plan = plan_micro_batches(
             units, num_tokens, self._layout, self.groups.dp.size(), multiple_of=pp_size if interleaved else 1
         )[self.groups.dp.rank()]
-        shapes = [micro_batch_shape(share, num_tokens, self._layout) for share in plan]
-        if pp_size > 1:  # stages exchange tensors of one shape
-            shapes = [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(plan)
+        shapes = micro_batch_shapes(plan, num_tokens, self._layout, equal=pp_size > 1)
         # Made as the schedule asks for them; every chunk of the model goes through all of them.
         micro_batches = (collate(batch, share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True))
         iterators = tee(micro_batches, len(self.chunks))

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class RewardScorer:
     """Scores responses one by one: each gets a reward, whatever the function does. A context manager; else `close` it.
 
-    decode: token ids [length] int32 -> text without special tokens, for prompts and responses that carry no text.
+    decode: for prompts and responses that carry no text.
     verifier: the function; None for the user's, config.function. prepare: given for a verifier that may hang or die,
     which runs in worker processes, as the user's function does: what is called first, here and in each of them.
     Raises ConfigError for a bad setting, or a function that can't be found; what `prepare` raises.

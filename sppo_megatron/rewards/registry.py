@@ -160,7 +160,7 @@ def parts_of(reward: RewardConfig) -> list[RewardConfig]:
 
 
 def build_scorer(reward: RewardConfig, decode: Decode | None = None) -> Scorer:
-    """decode: token ids [length] int32 -> text without special tokens, for prompts and responses that carry no text.
+    """decode: for prompts and responses that carry no text.
 
     Doesn't communicate with other ranks. Raises ConfigError with what to change.
     """

@@ -12,7 +12,7 @@ import numpy as np
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group, Prompt, Response
 
-Decode = Callable[[np.ndarray], str]  # token ids [length] int32 -> text without special tokens
+Decode = Callable[[Sequence[np.ndarray]], list[str]]  # token ids int32 [length] each -> texts without special tokens
 Message = dict[str, Any]
 
 PLACEHOLDERS = ("{prompt}", "{first}", "{second}")
@@ -49,7 +49,7 @@ def text_of(item: Prompt | Response, decode: Decode | None) -> str:
         return item.text
     if decode is None:
         raise ValueError("cannot score a prompt or response without text: no tokenizer to decode its tokens with")
-    return decode(item.token_ids)
+    return decode([item.token_ids])[0]
 
 
 def texts_of(group: Group, decode: Decode | None) -> list[str]:

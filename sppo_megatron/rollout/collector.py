@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sppo_megatron.engines.base import Continuation, Engine, Pending, Request
+from sppo_megatron.rewards.text import Decode
 from sppo_megatron.rollout.environment import Environment, SingleTurn
 from sppo_megatron.rollout.episode import Episode
 from sppo_megatron.rollout.user_code import said_by_first_rank
 from sppo_megatron.types import Group, Prompt, SamplingParams
-
-Decode = Callable[[np.ndarray], str]
 
 
 @dataclass
@@ -21,8 +18,8 @@ class Collector:
     """num_samples: K, episodes for each prompt. params.max_new_tokens: tokens of all turns of one together.
 
     seed, an iteration's number and a prompt's place in it decide the samples, and nothing else does: a resumed run
-    collects what the uninterrupted one would have. decode: token ids -> text without special tokens; None for responses
-    without text. Every rank makes the same calls.
+    collects what the uninterrupted one would have. decode: None for responses without text. Every rank makes the
+    same calls.
     """
 
     engine: Engine
@@ -62,16 +59,16 @@ class Episodes:
 
     def result(self) -> list[Group]:
         """Plays all of them to their ends. Collective."""
-        sampled = self.first_turns.result()
-        episodes = self._begin(sampled)
+        episodes = self._begin(self.first_turns.result())
         for _ in range(1, self.collector.environment.max_turns):
             playing = self._ask_environment(episodes)
             if not playing:
                 break
             self._take_turn(episodes, playing)
         self.collector.engine.sleep()
-        k = self.collector.num_samples
-        responses = [episode.response(self._text(episode)) for episode in episodes]
+        k, decode = self.collector.num_samples, self.collector.decode
+        texts = [None] * len(episodes) if decode is None else decode([episode.token_ids for episode in episodes])
+        responses = [episode.response(text) for episode, text in zip(episodes, texts, strict=True)]
         return [Group(prompt, responses[i * k : (i + 1) * k]) for i, prompt in enumerate(self.prompts)]
 
     def _begin(self, sampled: list[list[Continuation]]) -> list[Episode]:
@@ -109,6 +106,3 @@ class Episodes:
         requests = [episodes[i].next_request(collector.seed, self.iteration, limit) for i in playing]
         for i, [turn] in zip(playing, collector.engine.generate(requests, collector.params), strict=True):
             episodes[i] = episodes[i].continued(turn)
-
-    def _text(self, episode: Episode) -> str | None:
-        return None if self.collector.decode is None else self.collector.decode(episode.token_ids)

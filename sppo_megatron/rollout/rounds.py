@@ -12,7 +12,7 @@ from functools import partial
 from sppo_megatron.rewards.scorer import Scorer, check_failures, score_over_ranks, total
 from sppo_megatron.rollout.filter import GroupFilter
 from sppo_megatron.rollout.source import GroupSource, SourceState
-from sppo_megatron.types import Group
+from sppo_megatron.types import Group, num_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +112,10 @@ class _Made:
             self.seconds[what] += time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:
-        tokens = sum(response.length for group in self.groups for response in group.responses)
         return self.scoring | {
             "seconds_rollout": self.seconds["rollout"],
             "seconds_reward": self.seconds["reward"],
-            "rollout_tokens_per_second": tokens / max(self.seconds["rollout"], 1e-9),
+            "rollout_tokens_per_second": num_tokens(self.groups) / max(self.seconds["rollout"], 1e-9),
         }
 
     def filter_metrics(self, num_taken: int, num_surplus: int) -> dict[str, float]:

@@ -32,7 +32,7 @@ from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.rewards.registry import build_scorer, check_answer
 from sppo_megatron.rewards.scorer import Scorer
-from sppo_megatron.rollout.collector import Decode
+from sppo_megatron.rewards.text import Decode
 from sppo_megatron.rollout.registry import engine_kind, stored_kind
 from sppo_megatron.types import Prompt
 

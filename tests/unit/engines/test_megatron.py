@@ -67,7 +67,7 @@ def generator():
 def make_collector(generator, *, tokenizer=None, samples=4, seed=5, batch_size=3, **fields):
     params = SamplingParams(max_new_tokens=LENGTH, stop_token_ids=STOP, **fields)
     engine = MegatronEngine(lambda: generator, batch_size)
-    decode = tokenizer and (lambda ids: tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+    decode = tokenizer and (lambda each: [tokenizer.decode(ids.tolist(), skip_special_tokens=True) for ids in each])
     return Collector(engine, params, samples, seed, decode)
 
 

@@ -348,7 +348,7 @@ def test_text_is_decoded_where_it_is_missing():
     group = make_group(None, answer="1,2")
     with pytest.raises(ValueError, match="without text"):
         build_scorer(RewardConfig()).score([group])
-    [group] = build_scorer(RewardConfig(), decode=lambda ids: ",".join(map(str, ids))).score([group])
+    [group] = build_scorer(RewardConfig(), decode=lambda each: [",".join(map(str, ids)) for ids in each]).score([group])
     assert group.responses[0].reward == 1.0
 
 

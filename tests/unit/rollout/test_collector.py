@@ -118,9 +118,10 @@ def test_a_turn_that_was_cut_off_is_the_last():
 
 
 def test_text_is_of_the_whole_episode():
-    spelling = Collector(
-        CountingEngine(), SamplingParams(20), 1, 3, lambda ids: " ".join(map(str, ids)), environment=Calculator()
-    )
+    def decode(sequences):
+        return [" ".join(map(str, ids)) for ids in sequences]
+
+    spelling = Collector(CountingEngine(), SamplingParams(20), 1, 3, decode, environment=Calculator())
     [group] = spelling.collect(PROMPTS[:1], 0)
     assert group.responses[0].text == " ".join(map(str, group.responses[0].token_ids))
 
