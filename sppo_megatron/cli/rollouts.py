@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sppo_megatron.cluster.exit_codes import exit_code_of
-from sppo_megatron.data.rollout_file import group_line, iterate_groups
+from sppo_megatron.data.rollout_file import group_line, iterate_groups, iteration_files
 from sppo_megatron.errors import ConfigError
 
 
@@ -49,8 +49,7 @@ def rollout_files(source: Path, iteration: int | None = None) -> Iterator[Path]:
     if source.is_file():
         yield source
         return
-    name = "*" if iteration is None else f"{iteration:06d}"
-    paths = sorted((source / "rollouts").glob(f"iteration_{name}.jsonl"))
+    paths = iteration_files(source / "rollouts", iteration)
     if not paths:
         of_iteration = "" if iteration is None else f" of iteration {iteration}"
         raise ConfigError(f"{source} holds no rollouts{of_iteration}: give the output_dir of a run")

@@ -41,6 +41,24 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
+def link_file(source: Path, path: Path) -> None:
+    """A second name of the same file, in place of what had it; a copy if the file system has no such links.
+
+    Only for files that are replaced and never written into: what one name leads to then never changes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            sync(temporary)
+        replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # still there if both were one file already
+
+
 @contextlib.contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A new folder to write into, FOLDER.partial, which takes FOLDER's place if the block ends well.

@@ -1,6 +1,6 @@
-"""The rollout file: JSONL, one group a line; what a run writes and what a replay reads.
+"""The rollout file: what a run writes and what a replay reads, one group after the other.
 
-A line is
+NAME.parquet is binary (see rollout_parquet.py); every other name is JSONL, for people and for exchange. A line is
     {"prompt_token_ids": [..], "prompt": "..", "answer": "..", "prompt_index": 3, "human_token_ids": [..],
      "messages": [{"role": "user", "content": ".."}], "extra": {"difficulty": 2}, "source": "math", "responses": [
       {"token_ids": [..], "loss_mask": [0|1, ..], "text": "..", "rollout_log_probs": [..], "finish_reason": "stop",
@@ -15,12 +15,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sppo_megatron.data.atomic_file import atomic_file
 from sppo_megatron.data.json_values import parse_object
 from sppo_megatron.data.rollout_record import to_group, to_record
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
+
+_BINARY = ".parquet"
 
 
 def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
@@ -29,11 +32,23 @@ def write_groups(path: str | Path, groups: Iterable[Group]) -> None:
     Raises ConfigError, and leaves what was there before, if a group breaks one of `read_groups`' rules.
     """
     with atomic_file(path) as file:
+        if is_binary(path):
+            _write_binary(path, file, groups)
+            return
         for number, group in enumerate(groups, start=1):
             try:
                 file.write(group_line(group))
             except ValueError as error:
                 raise ConfigError(f"cannot write {path}: group {number}: {error}") from None
+
+
+def _write_binary(path: str | Path, file: BinaryIO, groups: Iterable[Group]) -> None:
+    from sppo_megatron.data.rollout_parquet import write_table
+
+    try:
+        write_table(file, groups)
+    except ValueError as error:
+        raise ConfigError(f"cannot write {path}: {error}") from None
 
 
 def group_line(group: Group) -> bytes:
@@ -62,12 +77,22 @@ def read_groups(path: str | Path, start: int = 0, stop: int | None = None) -> li
 
 
 def count_responses(path: str | Path) -> list[int]:
-    """The number of responses of each group. Checks the file as `read_groups` does, one group in memory at a time."""
+    """The number of responses of each group: of a binary file as its footer says, whose groups are checked when they
+    are read. JSONL is checked as `read_groups` does, one group in memory at a time."""
+    if is_binary(path):
+        from sppo_megatron.data.rollout_parquet import count_stored_responses
+
+        return count_stored_responses(path)
     return [len(group.responses) for group in iterate_groups(path)]
 
 
 def iterate_groups(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Group]:
-    """As `read_groups`, one group in memory at a time."""
+    """As `read_groups`, one group in memory at a time; of a binary file, one block of groups."""
+    if is_binary(path):
+        from sppo_megatron.data.rollout_parquet import iterate_table
+
+        yield from iterate_table(path, start, stop)
+        return
     index = 0
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
@@ -78,6 +103,28 @@ def iterate_groups(path: str | Path, start: int = 0, stop: int | None = None) ->
             if index >= start:
                 yield _read(line, index, f"{path}, line {number}")
             index += 1
+
+
+def iteration_files(folder: Path, iteration: int | None = None) -> list[Path]:
+    """The files of a run's iterations in a folder, in their order; of one iteration if it is given.
+
+    An iteration that is there in both forms was written as JSONL by an earlier version, and in binary since.
+    """
+    name = "iteration_*" if iteration is None else iteration_name(iteration)
+    found: dict[str, Path] = {}
+    for suffix in (".jsonl", _BINARY):
+        found |= {path.stem: path for path in folder.glob(name + suffix)}
+    return [found[stem] for stem in sorted(found)]
+
+
+def iteration_name(iteration: int) -> str:
+    """Of a run's file, without its ending."""
+    return f"iteration_{iteration:06d}"
+
+
+def is_binary(path: str | Path) -> bool:
+    """By its name."""
+    return Path(path).suffix == _BINARY
 
 
 def _read(line: str, index: int, place: str) -> Group:

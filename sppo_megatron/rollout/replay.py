@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sppo_megatron.data.rollout_file import count_responses, read_groups
+from sppo_megatron.data.rollout_file import count_responses, iteration_files, read_groups
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.source import SourceState
 from sppo_megatron.types import Group
@@ -16,12 +16,14 @@ logger = logging.getLogger(__name__)
 class Replay:
     """A GroupSource that reads them from rollout files. A pure function of the iteration: a resume needs no state.
 
-    path: one file, or a folder whose `iteration_*.jsonl` files, in the order of their names, are iterations 0, 1, ...
+    path: one file, or a folder whose `iteration_*` files (.parquet, .jsonl), in the order of their names, are
+    iterations 0, 1, ...
     groups_per_iteration: of one file, iteration i takes groups i·n to (i+1)·n; of a folder, the first n of its i-th
     file. None takes the whole file: of one file, the same groups in every iteration.
     iterations: how many will be asked for, if that is known.
 
-    Every line that will be used is checked here, before anything expensive starts. Raises ConfigError if there
+    Every line of JSONL that will be used is checked here, before anything expensive starts; binary files are checked by
+    their checksums as they are read. Raises ConfigError if there
     is nothing to read, and ValueError for a broken line, an empty file, or fewer groups than the iterations need.
     """
 
@@ -33,9 +35,11 @@ class Replay:
         self.path = Path(path)
         self.groups_per_iteration = groups_per_iteration
         self.is_folder = self.path.is_dir()
-        self.files = sorted(self.path.glob("iteration_*.jsonl")) if self.is_folder else [self.path]
+        self.files = iteration_files(self.path) if self.is_folder else [self.path]
         if self.is_folder and not self.files:
-            raise ConfigError(f"rollout.path={self.path} is a folder without iteration_*.jsonl files")
+            raise ConfigError(
+                f"rollout.path={self.path} is a folder without iteration_*.parquet or iteration_*.jsonl files"
+            )
         if not self.is_folder and not self.path.is_file():
             raise ConfigError(f"rollout.path={self.path} does not exist")
         if self.is_folder and iterations is not None:

@@ -14,7 +14,7 @@ from sppo_megatron.rollout.collector import Collector, Episodes
 from sppo_megatron.types import Group
 
 _POSITION = "prompts.json"
-_AHEAD = "rollouts_ahead.jsonl"
+_AHEAD = "rollouts_ahead.parquet"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
 from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, settings_of
+from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds
 from sppo_megatron.train.state import TrainerState
 
@@ -134,8 +135,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
             run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
         ),
         display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
-        rollout_folder=output_dir / "rollouts",
-        is_main=is_main,
+        rollout_writer=RolloutWriter(output_dir / "rollouts") if is_main else None,
         state=state,
         resumed_from=resumed_from,
         begun=begun,
@@ -200,11 +200,16 @@ def close(trainer: Trainer, parts: Parts) -> None:
     if trainer.profiler is not None:
         trainer.profiler.close()
     trainer.tracker.close()
+    if trainer.rollout_writer is not None:
+        trainer.rollout_writer.close()
     parts.inputs.scorer.close()
     trainer.checkpointer.close()
 
 
 def print_results(config: Config, trainer: Trainer, seconds: float) -> None:
+    """On rank 0."""
+    if dist.get_rank() != 0:
+        return
     hf = Path(config.output_dir) / "hf"
     next_steps = [
         ("metrics", f"{config.output_dir}/metrics.jsonl, or: tensorboard --logdir {config.output_dir}/tensorboard"),

@@ -85,8 +85,7 @@ def _train(config: Config, composed: DictConfig, parts: Parts, lock: OutputLock)
         raise
     finally:
         build.close(trainer, parts)
-    if trainer.is_main:
-        build.print_results(config, trainer, time.perf_counter() - started)
+    build.print_results(config, trainer, time.perf_counter() - started)
     return 0
 
 

@@ -17,7 +17,6 @@ from sppo_megatron.batch.build import build_batch, with_old_log_probs
 from sppo_megatron.batch.sequences import Sequences, sequences_of
 from sppo_megatron.batch.training_batch import TrainingBatch
 from sppo_megatron.config import Config
-from sppo_megatron.data.rollout_file import write_groups
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.engines.probe import WeightProbe
 from sppo_megatron.errors import TrainingError
@@ -31,6 +30,7 @@ from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator, judged_by
 from sppo_megatron.train.first_update import check_first_log_ratio
 from sppo_megatron.train.preemption import Preempted, PreemptionGuard
+from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group
 
@@ -77,6 +77,7 @@ class Trainer:
     """Built of parts; `run` is the whole algorithm. engine: who samples for `rollouts` and for the evaluator.
 
     begun: the configuration of the iteration that resumed_from lies in; None if that lies between two.
+    rollout_writer: of rank 0, None on the others.
     reference: log π_ref, like Policy.compute_log_probs; None if the objective has no π_ref.
     """
 
@@ -88,8 +89,7 @@ class Trainer:
     checkpointer: Checkpointer
     tracker: Tracker
     display: ProgressDisplay
-    rollout_folder: Path
-    is_main: bool
+    rollout_writer: RolloutWriter | None
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
     begun: Config | None = None
@@ -144,9 +144,8 @@ class Trainer:
         batch = self._build_batch(groups, sequences, old_log_probs, self.state.step)
         if self.fp8_probe is not None:
             self.state.iteration_metrics |= self.fp8_probe(sequences, old_log_probs)
-        if self.is_main:
-            path = self.rollout_folder / f"iteration_{self.state.iteration:06d}.jsonl"
-            write_groups(path, with_old_log_probs(groups, sequences, old_log_probs))
+        if self.rollout_writer is not None:
+            self.rollout_writer.write(self.state.iteration, with_old_log_probs(groups, sequences, old_log_probs))
         self.state.iteration_metrics |= {
             **made,
             "entropy": entropy,
@@ -234,15 +233,21 @@ class Trainer:
         return interval is not None and self.state.step % interval == 0
 
     def _save(self, iteration: Iteration | None) -> None:
-        """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t."""
+        """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t.
+
+        The rollouts that led here are on the disk then: a run that continues doesn't make them again.
+        """
+        writer = self.rollout_writer
+        if writer is not None:
+            writer.settle()
         if self.state.step == self.saved_step:
             return
         state = replace(self.state, has_rollouts=iteration is not None)
         source = self.rollouts.state()
 
         def write(folder: Path) -> None:
-            if iteration is not None:
-                state.write_iteration(folder, iteration.groups, iteration.batch.old_log_probs)
+            if iteration is not None and writer is not None:
+                state.write_iteration(folder, writer.path(state.iteration), iteration.batch.old_log_probs)
             state.write(folder)
             source.write(folder)
             if self.evaluator is not None:
@@ -282,6 +287,8 @@ class Trainer:
         self.rollouts.load_state(SourceState.read(self.resumed_from))
         if not self.state.has_rollouts:
             return None
+        if self.rollout_writer is not None:
+            self.state.restore_rollouts(self.resumed_from, self.rollout_writer.path(self.state.iteration))
         groups = self.state.read_groups(self.resumed_from)
         sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
         old_log_probs = self.state.read_old_log_probs(self.resumed_from)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from sppo_megatron.data.rollout_file import read_groups, write_groups
+from sppo_megatron.data.atomic_file import link_file
+from sppo_megatron.data.rollout_file import read_groups
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
 
 _COUNTERS = "trainer_state.json"
-_ROLLOUTS = "rollouts.jsonl"
+_ROLLOUTS = "rollouts.parquet"
 _OLD_LOG_PROBS = "old_log_probs.npy"
 
 
@@ -43,9 +43,9 @@ class TrainerState:
         (folder / _COUNTERS).write_text(json.dumps(asdict(self), indent=2))
 
     @staticmethod
-    def write_iteration(folder: Path, groups: Sequence[Group], old_log_probs: np.ndarray) -> None:
-        """Writes an iteration that was begun: its groups, and the frozen log π_t, float32 [T] nats."""
-        write_groups(folder / _ROLLOUTS, list(groups))
+    def write_iteration(folder: Path, rollouts: Path, old_log_probs: np.ndarray) -> None:
+        """Adds an iteration that was begun: a link to the file of its groups, and the frozen log π_t, float32 [T]."""
+        link_file(rollouts, folder / _ROLLOUTS)
         np.save(folder / _OLD_LOG_PROBS, old_log_probs)
 
     @staticmethod
@@ -59,6 +59,11 @@ class TrainerState:
     def read_groups(self, folder: Path) -> list[Group]:
         """The groups of the interrupted iteration."""
         return read_groups(folder / _ROLLOUTS)
+
+    @staticmethod
+    def restore_rollouts(folder: Path, rollouts: Path) -> None:
+        """Gives the file of the interrupted iteration's groups its place among the run's rollouts again."""
+        link_file(folder / _ROLLOUTS, rollouts)
 
     def read_old_log_probs(self, folder: Path) -> np.ndarray:
         """log π_t of the interrupted iteration: float32 [T] nats."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 from pathlib import Path
@@ -17,6 +16,7 @@ from tests.installed import needs_vllm
 from tests.integration import tiny_task
 from tests.integration.faulty_proxy import FaultyProxy, fault_of
 from tests.integration.tiny_judge import JudgeServer, save_judge
+from tests.stored_rollouts import rollout_path, stored_groups
 
 pytestmark = needs_vllm
 
@@ -61,8 +61,7 @@ def questions(group: dict) -> dict[tuple[int, int], str]:
 
 
 def groups_of(run: Path, iteration: int) -> list[dict]:
-    file = run / "rollouts" / f"iteration_{iteration:06d}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return stored_groups(run, iteration)
 
 
 def test_failures_are_ties_and_counted(task: Path, servers: list[JudgeServer], tmp_path: Path) -> None:
@@ -111,7 +110,7 @@ def test_without_any_judge_the_run_stops_and_continues(task: Path, servers: list
     stopped = tiny_task.steps(run)
     unscored = stopped[-1]["iteration"] + 1
     assert f"of iteration {unscored}," in message
-    assert not (run / "rollouts" / f"iteration_{unscored:06d}.jsonl").exists()
+    assert not rollout_path(run, unscored).exists()
 
     proxy.is_lost = False
     done = tiny_task.run([*arguments, "checkpoint.load=latest"])

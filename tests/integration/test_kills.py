@@ -56,7 +56,7 @@ def stage(output: Path) -> str:
     """What the job was doing, from the traces it leaves."""
     if list((output / "checkpoints").glob("*.partial")):
         return "saving"
-    rollouts = len(list((output / "rollouts").glob("*.jsonl")))
+    rollouts = len(list((output / "rollouts").glob("*.parquet")))
     return "rollouts" if last_step(output) >= rollouts * 3 else "training"
 
 

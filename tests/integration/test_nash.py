@@ -12,13 +12,13 @@ The last policy has no such property: without a best response it circles around 
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
 
 from tests.integration import tiny_task
+from tests.stored_rollouts import read_records
 
 IS_LONG = os.environ.get("SPPO_NASH_LONG") == "1"
 ITERATIONS, ETA, GAP = (600, 0.5, 0.015) if IS_LONG else (160, 1.0, 0.03)  # of the game without a best response
@@ -86,12 +86,12 @@ def play(folder: Path, game: str, **changes: object) -> np.ndarray:
     }
     done = tiny_task.run(tiny_task.overrides(task, folder / "run", **settings), timeout=3000, cwd=tiny_task.ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
-    files = sorted((folder / "run" / "rollouts").glob("iteration_*.jsonl"))
+    files = sorted((folder / "run" / "rollouts").glob("iteration_*.parquet"))
     return np.stack([shares(file) for file in files])
 
 
 def shares(file: Path) -> np.ndarray:
-    [group] = map(json.loads, file.read_text().splitlines())
+    [group] = read_records(file)
     moves = [move_of(response["text"]) for response in group["responses"]]
     return np.bincount(moves, minlength=4) / len(moves)
 

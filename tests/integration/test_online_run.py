@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sppo_report.panels import PANELS
 from tests.integration import tiny_task
+from tests.stored_rollouts import stored_groups
 
 REQUIRED = {"step", "iteration", "loss", "grad_norm", "lr", "reward_mean", "log_ratio_abs_max"}
 DIAGNOSTICS = {
@@ -68,7 +69,7 @@ def test_what_was_sampled_is_what_is_trained(output: Path) -> None:
 def test_rollout_files_are_the_policys_own_samples(output: Path) -> None:
     """The first iteration's rollouts, log-probs recomputed by transformers from the starting model."""
     model = AutoModelForCausalLM.from_pretrained(output.parent / "task" / "start", dtype=torch.float32).eval()
-    groups = [json.loads(line) for line in (output / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()]
+    groups = stored_groups(output, 0)
     assert len(groups) == 6 and all(len(group["responses"]) == 4 for group in groups)
     for group in groups:
         prompt = group["prompt_token_ids"]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.integration import tiny_task
+from tests.stored_rollouts import stored_groups
 
 INPO = {
     "objective.pairwise": "inpo",
@@ -71,8 +72,7 @@ def test_spin_trains_towards_the_human_responses(task: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(task / "start")
     end = tokenizer.eos_token_id
     gold = {line["prompt"]: line["gold"] for line in map(json.loads, (task / "human.jsonl").read_text().splitlines())}
-    for line in (run / "rollouts" / "iteration_000000.jsonl").read_text().splitlines():
-        group = json.loads(line)
+    for group in stored_groups(run, 0):
         ids = tokenizer(gold[group["prompt"]], add_special_tokens=False)["input_ids"]
         assert group["human_token_ids"] == [*ids, end]
     margins = [line["pair_margin_mean"] for line in tiny_task.steps(run) if line["iteration"] == 0]

@@ -15,6 +15,7 @@ import pytest
 
 from tests.integration import tiny_task
 from tests.integration.chromium import EXECUTABLE, Page
+from tests.stored_rollouts import read_records, rollout_path
 
 HOSTILE = '</script><script>window.hacked = 1</script><img src="x" onerror="window.hacked = 1">'
 in_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium on the PATH: make test-report installs it")
@@ -29,7 +30,9 @@ def report(output: Path, *runs: Path) -> str:
 
 
 def read_groups(run: Path, iteration: int) -> list[dict[str, Any]]:
-    lines = (run / "rollouts" / f"iteration_{iteration:06d}.jsonl").read_text().splitlines()
+    if (path := rollout_path(run, iteration)).exists():
+        return read_records(path)
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines if line.startswith("{")]
 
 
@@ -53,13 +56,14 @@ def hostile(run: Path) -> Path:
     folder = run.parent / "<img src=x onerror=window.hacked=1>"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("hf", "checkpoints"))
     for path in (folder / "rollouts").iterdir():
-        groups = [json.loads(line) for line in path.read_text().splitlines()]
+        groups = read_records(path)
+        path.unlink()
         for group in groups:
             group |= {"prompt": HOSTILE, "answer": HOSTILE}
             for response in group["responses"]:
                 response |= {"text": HOSTILE, "error": HOSTILE, "finish_reason": HOSTILE, "policy_version": HOSTILE}
                 response["old_log_probs"] = [value + 0.125 for value in response["rollout_log_probs"]]
-        path.write_text("\n".join(map(json.dumps, groups)) + "\n" + HOSTILE)
+        path.with_suffix(".jsonl").write_text("\n".join(map(json.dumps, groups)) + "\n" + HOSTILE)
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"step": 10, "iteration": 3, HOSTILE: 1.0}) + "\n")
     (folder / "config.yaml").write_text(json.dumps({"objective": {"reward": HOSTILE, HOSTILE: 1}, "x": [HOSTILE]}))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from tests.integration import tiny_task
+from tests.stored_rollouts import stored_groups
 
 REWARD = """
 import os
@@ -47,8 +47,7 @@ def test_a_reward_that_misbehaves(tmp_path: Path) -> None:
     }
     done = tiny_task.run(tiny_task.overrides(task, tmp_path / "run", **changes), ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
-    lines = (tmp_path / "run" / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()
-    responses = [(json.loads(line)["prompt"], r) for line in lines for r in json.loads(line)["responses"]]
+    responses = [(group["prompt"], r) for group in stored_groups(tmp_path / "run", 0) for r in group["responses"]]
     failed = 0
     for prompt, response in responses:
         kind = len(response["text"]) % 4
@@ -78,8 +77,7 @@ def test_a_preference_that_answers_nothing(tmp_path: Path) -> None:
     done = tiny_task.run(tiny_task.overrides(task, expected, **changes), ranks=2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
 
-    second = (expected / "rollouts" / "iteration_000001.jsonl").read_text().splitlines()
-    (tmp_path / "outage").write_text("\n".join(json.loads(line)["prompt"] for line in second))
+    (tmp_path / "outage").write_text("\n".join(group["prompt"] for group in stored_groups(expected, 1)))
     stopped = tiny_task.run(tiny_task.overrides(task, run, **changes), ranks=2, cwd=tmp_path)
     assert stopped.returncode == 1
     assert "answered none of the questions of iteration 1" in stopped.stderr

@@ -21,6 +21,7 @@ import pytest
 from tests.forked import processes
 from tests.installed import needs_vllm
 from tests.integration import offline_commands, tiny_task
+from tests.stored_rollouts import stored_groups
 
 pytestmark = needs_vllm
 
@@ -120,7 +121,7 @@ def succeed(arguments: list[str], ranks: int = 1, **env: str) -> subprocess.Comp
 
 
 def groups(output: Path, iteration: int) -> list[dict]:
-    return [json.loads(line) for line in (output / "rollouts" / f"iteration_{iteration:06d}.jsonl").open()]
+    return stored_groups(output, iteration)
 
 
 def curve(output: Path) -> list[tuple]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.integration import tiny_task
+from tests.stored_rollouts import read_records
 from tests.unit.rewards.endpoint import Endpoint, completion
 
 PLACE = 1.5  # what standing first is worth to this judge, in its logit
@@ -61,8 +61,8 @@ def test_from_the_judge_to_the_loss(task: Path, tmp_path: Path, objective: dict)
     assert len(lines) >= 3
     for line in lines:
         assert math.isfinite(line["loss"]) and line["judge_questions"] > 0 and line["judge_failed"] == 0
-    for file in sorted((tmp_path / "run" / "rollouts").glob("iteration_*.jsonl")):
-        for group in map(json.loads, file.read_text().splitlines()):
+    for file in sorted((tmp_path / "run" / "rollouts").glob("iteration_*.parquet")):
+        for group in read_records(file):
             texts = [response["text"] for response in group["responses"]]
             expected = np.array([[preferred(a, b) for b in texts] for a in texts])
             np.testing.assert_allclose(np.array(group["preference"]), expected, atol=1e-6)

@@ -10,6 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sppo_megatron.data.rollout_file import is_binary, iterate_groups, read_groups
+from sppo_megatron.data.rollout_record import to_record
+from sppo_megatron.errors import ConfigError
 from sppo_report.run_folder import broken_lines, finite, whole_lines
 
 
@@ -49,7 +52,7 @@ def read_rows(path: Path) -> IterationRows:
     result = IterationRows()
     broken: list[int] = []
     shared: Counter[float] = Counter()
-    for number, record in whole_lines(path, result.problems):
+    for number, record in _records(path, result.problems):
         rows = group_rows(number, record)
         if rows is None:
             broken.append(number)
@@ -65,10 +68,26 @@ def read_rows(path: Path) -> IterationRows:
 
 def read_records(path: Path, lines: set[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number, record) of these lines, in order; the others are not parsed."""
+    if is_binary(path):
+        for number in sorted(lines):
+            yield number, to_record(read_groups(path, number - 1, number)[0])
+        return
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             if number in lines:
                 yield number, json.loads(line)
+
+
+def _records(path: Path, problems: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(line number, record); of a binary file, (group number, record). What can't be read is added to `problems`."""
+    if not is_binary(path):
+        yield from whole_lines(path, problems)
+        return
+    try:
+        for number, group in enumerate(iterate_groups(path), start=1):
+            yield number, to_record(group)
+    except ConfigError as error:
+        problems.append(f"{path.name}: {str(error).removeprefix(f'{path}: ')}; what follows is left out")
 
 
 def group_rows(line: int, record: Mapping[str, Any]) -> list[ResponseRow] | None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.distributed.layouts import models
 from tests.distributed.torchrun import run_once
 from tests.integration import tiny_task
+from tests.stored_rollouts import stored_groups
 
 WORKER = Path(__file__).parents[1] / "layouts" / "worker.py"
 
@@ -89,8 +90,7 @@ def groups_of(folder: Path):
 
 
 def read_groups(output: Path) -> list[dict]:
-    lines = (output / "rollouts" / "iteration_000000.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return stored_groups(output, 0)
 
 
 def overrides(name: str, folder: Path) -> list[str]:

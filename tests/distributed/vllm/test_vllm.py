@@ -18,6 +18,7 @@ from tests.distributed.layouts import models
 from tests.distributed.torchrun import run_once
 from tests.installed import needs_vllm
 from tests.integration import tiny_task
+from tests.stored_rollouts import stored_groups
 
 pytestmark = needs_vllm
 
@@ -112,8 +113,7 @@ def overrides(name: str, folder: Path) -> list[str]:
 
 
 def responses(output: Path, iteration: int) -> list[tuple[list[int], dict]]:
-    lines = (output / "rollouts" / f"iteration_{iteration:06d}.jsonl").read_text().splitlines()
-    groups = [json.loads(line) for line in lines]
+    groups = stored_groups(output, iteration)
     return [(group["prompt_token_ids"], response) for group in groups for response in group["responses"]]
 
 

@@ -81,10 +81,11 @@ def assert_same_array(a, b, dtype):
         assert a.astype(dtype).tobytes() == b.tobytes()
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 @settings(deadline=None, max_examples=200)
 @given(groups=group_lists())
-def test_everything_comes_back_bitwise(groups, tmp_path_factory):
-    path = tmp_path_factory.mktemp("rollouts") / "iteration_000000.jsonl"
+def test_everything_comes_back_bitwise(ending, groups, tmp_path_factory):
+    path = tmp_path_factory.mktemp("rollouts") / f"iteration_000000.{ending}"
     write_groups(path, groups)
     back = read_groups(path)
     assert len(back) == len(groups)

@@ -21,6 +21,7 @@ from sppo_megatron.rollout.filter import GroupFilter
 from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SampledGroups
 from sppo_megatron.train.loop import Trainer
+from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group, Prompt, SamplingParams
 from tests.unit.rollout.fakes import CountingEngine
@@ -145,8 +146,7 @@ def make_trainer(
         checkpointer=Checkpoints(folder / "checkpoints", policy),
         tracker=lines,
         display=lines,
-        rollout_folder=folder / "rollouts",
-        is_main=True,
+        rollout_writer=RolloutWriter(folder / "rollouts"),
         state=TrainerState.read(resume) if resume else TrainerState(),
         resumed_from=resume,
         preemption=StopAt(stop_at),

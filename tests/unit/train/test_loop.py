@@ -95,7 +95,7 @@ def test_told_to_stop_at_every_moment(tmp_path: Path, ahead: bool, stop_at: int)
     assert [*stopped.tracker.lines, *lines] == expected[1]
     for whole in (tmp_path / "whole" / "rollouts").iterdir():
         others = [tmp_path / part / "rollouts" / whole.name for part in ("stopped", "on")]
-        assert {other.read_text() for other in others if other.exists()} == {whole.read_text()}
+        assert {other.read_bytes() for other in others if other.exists()} == {whole.read_bytes()}
 
 
 @AHEAD
@@ -137,7 +137,7 @@ def test_weights_reach_the_engine_before_what_is_sampled_from_them(tmp_path: Pat
     trainer.run()
     versions = []
     for iteration in range(3):
-        groups = read_groups(tmp_path / "rollouts" / f"iteration_{iteration:06d}.jsonl")
+        groups = read_groups(tmp_path / "rollouts" / f"iteration_{iteration:06d}.parquet")
         versions.append({response.policy_version for group in groups for response in group.responses})
     assert versions == ([{0}, {0}, {2}] if ahead else [{0}, {2}, {4}])
     assert [call for call in trainer.engine.calls if call.startswith("load")] == [f"load {i}" for i in (0, 2, 4, 6)]

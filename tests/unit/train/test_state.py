@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -57,8 +58,11 @@ def test_counters(tmp_path):
 def test_an_interrupted_iteration(tmp_path, lengths):
     groups, old_log_probs = make_iteration(lengths)
     state = TrainerState(**STATE)
-    state.write_iteration(tmp_path, groups, old_log_probs)
+    rollouts = tmp_path.parent / f"{tmp_path.name}.parquet"
+    write_groups(rollouts, groups)
+    state.write_iteration(tmp_path, rollouts, old_log_probs)
     state.write(tmp_path)
+    write_groups(rollouts, groups[:1])  # the next run of this iteration replaces the file, and not what it links to
     read = TrainerState.read(tmp_path)
     assert read == state
     back = read.read_groups(tmp_path)
@@ -82,10 +86,25 @@ def test_an_interrupted_iteration(tmp_path, lengths):
 
 
 def test_log_probs_can_be_changed_after_reading(tmp_path):
-    TrainerState.write_iteration(tmp_path, *make_iteration([[3, 2]]))
+    groups, log_probs = make_iteration([[3, 2]])
+    write_groups(tmp_path / "r.parquet", groups)
+    TrainerState.write_iteration(tmp_path, tmp_path / "r.parquet", log_probs)
     old_log_probs = TrainerState(has_rollouts=True).read_old_log_probs(tmp_path)
     old_log_probs[0] = -5.0
     assert TrainerState(has_rollouts=True).read_old_log_probs(tmp_path)[0] != -5.0
+
+
+def test_rollouts_take_their_place_again(tmp_path):
+    """In another output folder, over what is there, and if the very same file is there."""
+    groups, log_probs = make_iteration([[3, 2]])
+    write_groups(tmp_path / "r.parquet", groups)
+    TrainerState.write_iteration(tmp_path / "checkpoint", tmp_path / "r.parquet", log_probs)
+    assert (tmp_path / "r.parquet").stat().st_nlink == 2  # linked, not written again
+    write_groups(tmp_path / "other" / "r.parquet", [])
+    for place in (tmp_path / "r.parquet", tmp_path / "other" / "r.parquet", tmp_path / "third" / "r.parquet"):
+        TrainerState.restore_rollouts(tmp_path / "checkpoint", place)
+        assert [entry.name for entry in place.parent.iterdir() if entry.is_file()] == ["r.parquet"]
+        assert len(read_groups(place)) == 1
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"stepp": 3}', "[1]"])

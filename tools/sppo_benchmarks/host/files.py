@@ -9,7 +9,7 @@ from sppo_benchmarks.host.workload import Workload
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.rollout.replay import Replay
 
-_NAME = "iteration_000000.jsonl"
+_NAME = "iteration_000000.parquet"
 
 
 def written(work: Workload, folder: Path) -> Work:

@@ -24,7 +24,7 @@ def test_runs_side_by_side(make_run, steps_of):
     assert one["curves"]["loss"] == {"steps": list(range(1, 9)), "values": [0.3] * 8}
     assert one["iteration_starts"] == {"steps": [1, 3, 5, 7], "values": [0, 1, 2, 3]}
     assert two["curves"]["loss"]["values"] == [1e-9] * 3
-    assert (two["iterations"], two["problems"]) == ([], ["rollouts/ holds no iteration_NNNNNN.jsonl"])
+    assert (two["iterations"], two["problems"]) == ([], ["rollouts/ holds no iteration_NNNNNN.parquet or .jsonl"])
     assert [len(iteration["samples"]) for iteration in one["iterations"]] == [2]
     assert one["problems"] == ["no tokenizer.json beside the run: responses are shown by token ids; give --tokenizer"]
 
