@@ -10,10 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sppo_megatron.data.rollout_file import is_binary, iterate_groups, read_groups
-from sppo_megatron.data.rollout_record import to_record
 from sppo_megatron.errors import ConfigError
-from sppo_report.run_folder import broken_lines, finite, whole_lines
+from sppo_report.run_folder import BINARY, broken_lines, finite, whole_lines
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,10 @@ def read_rows(path: Path) -> IterationRows:
 
 def read_records(path: Path, lines: set[int]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number, record) of these lines, in order; the others are not parsed."""
-    if is_binary(path):
+    if path.suffix == BINARY:
+        from sppo_megatron.data.rollout_file import read_groups
+        from sppo_megatron.data.rollout_record import to_record
+
         for number in sorted(lines):
             yield number, to_record(read_groups(path, number - 1, number)[0])
         return
@@ -80,9 +81,12 @@ def read_records(path: Path, lines: set[int]) -> Iterator[tuple[int, Mapping[str
 
 def _records(path: Path, problems: list[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number, record); of a binary file, (group number, record). What can't be read is added to `problems`."""
-    if not is_binary(path):
+    if path.suffix != BINARY:
         yield from whole_lines(path, problems)
         return
+    from sppo_megatron.data.rollout_file import iterate_groups
+    from sppo_megatron.data.rollout_record import to_record
+
     try:
         for number, group in enumerate(iterate_groups(path), start=1):
             yield number, to_record(group)

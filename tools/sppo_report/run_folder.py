@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from sppo_megatron.data.rollout_file import iteration_files
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.tracking.metrics_file import read_objects
 
 Line = Mapping[str, Any]  # one line of metrics.jsonl
 
+BINARY = ".parquet"  # the ending of a rollout file that isn't JSONL
 _ROLLOUT_NAME = re.compile(r"iteration_(\d+)")
 _NAMED_LINES = 5
 
@@ -65,9 +65,10 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         _read_metrics(metrics, run)
     if config.exists():
         run.config = _read_config(config, run.problems)
-    for path in iteration_files(rollouts):
+    for path in (*rollouts.glob("iteration_*.jsonl"), *rollouts.glob(f"iteration_*{BINARY}")):  # the later form wins
         if match := _ROLLOUT_NAME.fullmatch(path.stem):
             run.rollout_files[int(match[1])] = path
+    run.rollout_files = dict(sorted(run.rollout_files.items()))
     if rollouts.is_dir() and not run.rollout_files:
         run.problems.append("rollouts/ holds no iteration_NNNNNN.parquet or .jsonl")
     files = [path for path in (metrics, config, *run.rollout_files.values()) if path.exists()]
