@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sppo_megatron.engines import fingerprint as fingerprint_module
 from sppo_megatron.engines.fingerprint import WeightCounter
 
 
@@ -45,6 +46,45 @@ def test_views_count_as_what_they_hold():
 )
 def test_every_difference_shows(change):
     assert fingerprint(weights()).checksum != fingerprint(change(weights())).checksum
+
+
+LARGE = 3 * 2**14 + 5  # words: rows, columns and a rest
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, LARGE * 4, LARGE * 4 + 3])
+def test_any_flipped_bit_shows(count):
+    """In bf16: of one element, of a part of a word, of a table of words with a rest."""
+    torch.manual_seed(1)
+    tensor = torch.randn(count).bfloat16()
+    expected = fingerprint([("a", tensor)]).checksum
+    for place in {0, 1, count // 2, count - 2, count - 1} & set(range(count)):
+        for bit in (0, 9, 14, 15):
+            changed = tensor.clone()
+            changed.view(torch.int16)[place] ^= -(2**15) if bit == 15 else 1 << bit
+            found = fingerprint([("a", changed)]).checksum
+            assert found[:16] != expected[:16] and found[16:] != expected[16:], (place, bit)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(0, 1), (0, 2**14), (2**14, 2 * 2**14), (5, 3 * 2**14 + 1), (3 * 2**14, 3 * 2**14 + 4), (1, 3 * 2**14 + 1)],
+    ids=["columns", "rows", "other rows", "a word of the rest", "within the rest", "rest and its column"],
+)
+def test_exchanged_words_show(one, other):
+    """Even those that differ in their sign alone, which a sum with weights may miss."""
+    words = torch.arange(LARGE, dtype=torch.int64)
+    words[other] = words[one] ^ -(2**63)
+    exchanged = words.clone()
+    exchanged[[one, other]] = words[[other, one]]
+    before, after = (fingerprint([("a", w.view(torch.float64))]).checksum for w in (words, exchanged))
+    assert before[:16] == after[:16] and before[16:] != after[16:]
+
+
+def test_large_tensors_are_not_copied():
+    tensor = torch.zeros(2**23, dtype=torch.bfloat16)
+    assert fingerprint_module._words(tensor).data_ptr() == tensor.data_ptr()
+    apart = torch.arange(19, dtype=torch.float32)[1:]  # begins in the middle of a word
+    assert fingerprint([("a", apart)]) == fingerprint([("a", apart.clone())])
 
 
 def test_nothing_was_seen():

@@ -25,12 +25,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sppo_benchmarks.host import batches, files
+from sppo_benchmarks.host import batches, files, weights
 from sppo_benchmarks.host.row import Row, Work
 from sppo_benchmarks.host.workload import Workload
 from sppo_benchmarks.measuring import machine, measure, print_table, write_json
 
-ROWS: tuple[Row, ...] = (*batches.ROWS, *files.ROWS)
+ROWS: tuple[Row, ...] = (*batches.ROWS, *files.ROWS, *weights.ROWS)
 COLUMNS = ["row", "s/M", "target", "exponent", "MiB/M", "bytes/token", "most bytes", "met"]
 _CPU = torch.device("cpu")
 
