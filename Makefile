@@ -61,8 +61,14 @@ $(VENV)/.setup-docs: $(VENV)/.setup
 	$(PIP) --no-deps --target .transformer_engine --upgrade --requirement requirements/transformer-engine.txt
 	touch $@
 
+# In a folder of its own: the other major version, which exported models are read with.
+.transformers_4/.setup: requirements/transformers-4.txt | $(VENV)/.setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .transformers_4 --upgrade --requirement requirements/transformers-4.txt
+	touch $@
+
 # The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
-test: $(VENV)/.setup-test $(VENV)/.setup-vllm $(VENV)/.setup-docs .triton/.setup .bridge/.setup .transformer_engine/.setup
+test: $(VENV)/.setup-test $(VENV)/.setup-vllm $(VENV)/.setup-docs .triton/.setup .bridge/.setup .transformer_engine/.setup \
+		.transformers_4/.setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What a GPU must show, on a machine with one; FP8 only if Transformer Engine is installed.
@@ -118,4 +124,4 @@ demo: $(VENV)/.setup
 	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
 
 clean:
-	rm -rf $(VENV) .triton .bridge .transformer_engine outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton .bridge .transformer_engine .transformers_4 outputs .pytest_cache .mypy_cache .ruff_cache

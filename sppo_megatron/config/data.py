@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, UserPath
 
@@ -32,6 +33,8 @@ class DataConfig:
     tokens is dropped with its prompt, and counted."""
     apply_chat_template: Fixed[bool] = False
     "Make text one user message, and apply the tokenizer's chat template."
+    chat_template_kwargs: Fixed[dict[str, Any]] = field(default_factory=dict)
+    "Variables of the chat template, e.g. {enable_thinking: false}."
     max_prompt_length: Fixed[AtLeastOne[int] | None] = None
     "Tokens; longer prompts are dropped and counted."
 
@@ -49,3 +52,5 @@ def check_data(data: DataConfig) -> Iterator[str]:
         path = getattr(data, key)
         if path is not None and not Path(path).exists() and not is_hub_id(path):
             yield f"data.{key}={path} does not exist"
+    if data.chat_template_kwargs and not data.apply_chat_template:
+        yield "data.chat_template_kwargs is for chat templates: set data.apply_chat_template=true"

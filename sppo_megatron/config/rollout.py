@@ -101,6 +101,8 @@ class RolloutConfig:
     "Sample from this many most likely tokens; -1 = all."
     max_response_length: NextIteration[AtLeastOne[int]] = 512
     "Tokens."
+    stop_token_ids: NextIteration[list[int]] = field(default_factory=list)
+    "More tokens that end a response, besides those of the model, its generation config and its tokenizer."
     batch_size: Free[AtLeastOne[int]] = 256
     "Sequences generated at a time on one replica (engine=megatron)."
     seed: NextIteration[NotNegative[int]] = 1234

@@ -7,14 +7,12 @@ A template is a program that does with a message what it likes: prints a list of
 from __future__ import annotations
 
 import json
-from typing import Any
 
+from sppo_megatron.data.chat_template import Message, Template
 from sppo_megatron.data.json_values import check_text, json_name
 
-Message = dict[str, Any]
 
-
-def render(messages: list[Message], tokenizer: Any, key: str) -> str:
+def render(messages: list[Message], template: Template, key: str) -> str:
     """The conversation as text, with what begins the assistant's next turn.
 
     Content is text, a list of {"type": "text", "text": ...} parts, or, beside tool calls, null. Several parts must be
@@ -33,9 +31,9 @@ def render(messages: list[Message], tokenizer: Any, key: str) -> str:
         )
     # Tables give every message every field, with null for those it doesn't have.
     messages = [{k: v for k, v in message.items() if v is not None or k == "content"} for message in messages]
-    text, messages = _render_parts(messages, tokenizer, key)
+    text, messages = _render_parts(messages, template, key)
     for place in range(len(messages)):
-        _check_rendered(text, messages, place, tokenizer, key)
+        _check_rendered(text, messages, place, template, key)
     check_text(text, f"{key!r}, rendered by the chat template,")
     return text
 
@@ -71,13 +69,13 @@ def _check(message: object, where: str) -> None:
         raise ValueError(f'{where} has "content" that is a JSON {json_name(content)}, not text')
 
 
-def _render_parts(messages: list[Message], tokenizer: Any, key: str) -> tuple[str, list[Message]]:
+def _render_parts(messages: list[Message], template: Template, key: str) -> tuple[str, list[Message]]:
     """The text, and the messages as the template got them: with content parts if it renders them as their texts."""
     if not any(isinstance(message.get("content"), list) for message in messages):
-        return _apply(messages, tokenizer, key), messages
+        return _apply(messages, template, key), messages
     joined = [_joined(messages, separator) for separator in ("", "\n", " ")]
-    texts = [_apply(conversation, tokenizer, key) for conversation in joined]
-    itself = _try(messages, tokenizer)
+    texts = [_apply(conversation, template, key) for conversation in joined]
+    itself = _try(messages, template)
     if itself in texts:
         return itself, messages
     if len(set(texts)) > 1:
@@ -95,29 +93,29 @@ def _joined(messages: list[Message], separator: str) -> list[Message]:
     ]
 
 
-def _check_rendered(text: str, messages: list[Message], place: int, tokenizer: Any, key: str) -> None:
+def _check_rendered(text: str, messages: list[Message], place: int, template: Template, key: str) -> None:
     """Whether null content, tool calls and turns of unusual roles are where a reader of the text finds them."""
     before, message, behind = messages[:place], messages[place], messages[place + 1 :]
     where = f"{key!r}, message {place + 1}: the chat template"
-    if message.get("content") is None and _try([*before, {**message, "content": ""}, *behind], tokenizer) != text:
+    if message.get("content") is None and _try([*before, {**message, "content": ""}, *behind], template) != text:
         raise ValueError(f'{where} prints its null content as text: give ""')
     if message.get("tool_calls"):
         without = {k: v for k, v in message.items() if k != "tool_calls"} | {"content": message.get("content") or ""}
-        if _try([*before, without, *behind], tokenizer) == text:
+        if _try([*before, without, *behind], template) == text:
             raise ValueError(f"{where} leaves its tool_calls out")
-    if message["role"] not in ("system", "user", "assistant") and _try([*before, *behind], tokenizer) == text:
+    if message["role"] not in ("system", "user", "assistant") and _try([*before, *behind], template) == text:
         raise ValueError(f"{where} leaves out turns of the role {message['role']!r}")
 
 
-def _apply(messages: list[Message], tokenizer: Any, key: str) -> str:
+def _apply(messages: list[Message], template: Template, key: str) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return template(messages)
     except Exception as error:  # templates raise what they like, for instance about roles they don't know
         raise ValueError(f"{key!r}: the chat template refuses it: {error}") from None
 
 
-def _try(messages: list[Message], tokenizer: Any) -> str | None:
+def _try(messages: list[Message], template: Template) -> str | None:
     try:
-        return _apply(messages, tokenizer, "")
+        return _apply(messages, template, "")
     except ValueError:
         return None

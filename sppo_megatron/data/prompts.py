@@ -15,6 +15,7 @@ import numpy as np
 
 from sppo_megatron.config import DataConfig
 from sppo_megatron.data import conversation
+from sppo_megatron.data.chat_template import Template, chat_template
 from sppo_megatron.data.human_response import human_token_ids
 from sppo_megatron.data.json_values import NotText, check_text, json_name, to_plain
 from sppo_megatron.data.length_filter import keep_short
@@ -58,11 +59,6 @@ def load_prompts(
     Raises ConfigError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
     if no prompt is left; and what `read_records` raises.
     """
-    if config.apply_chat_template and not getattr(tokenizer, "chat_template", None):
-        raise ConfigError(
-            "data.apply_chat_template=true, but the tokenizer has no chat template; "
-            "set data.apply_chat_template=false or use a tokenizer that has one"
-        )
     reader = _Reader(tokenizer, config, require_answer, check_answer)
     prompts: list[Prompt] = []
     problems: list[str] = []
@@ -106,6 +102,7 @@ class _Reader:
         self, tokenizer: Any, config: DataConfig, require_answer: bool, check_answer: Callable[[str], None] | None
     ) -> None:
         self._tokenizer = tokenizer
+        self._template = chat_template(tokenizer, config.chat_template_kwargs) if config.apply_chat_template else None
         self._config = config
         self._require_answer = require_answer
         self._check_answer = check_answer
@@ -124,7 +121,7 @@ class _Reader:
             raise column_error(record, "no answer under", config.answer_key, "data.answer_key")
         if self._check_answer is not None and answer is not None:
             self._check_answer(answer)
-        text, token_ids = self._chat(stored) if config.apply_chat_template else self._text(stored)
+        text, token_ids = self._text(stored) if self._template is None else self._chat(stored, self._template)
         if not token_ids:
             raise ValueError("the prompt has no tokens")
         human = None if config.response_key is None else human_token_ids(record, config.response_key, self._tokenizer)
@@ -138,10 +135,10 @@ class _Reader:
             extra=self._extra(record),
         )
 
-    def _chat(self, stored: object) -> tuple[str, list[int]]:
+    def _chat(self, stored: object, template: Template) -> tuple[str, list[int]]:
         key = self._config.prompt_key
         messages = stored if isinstance(stored, list) else [{"role": "user", "content": _plain_text(stored, key)}]
-        rendered = conversation.render(messages, self._tokenizer, key)
+        rendered = conversation.render(messages, template, key)
         token_ids = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return stored if isinstance(stored, str) else rendered, token_ids
 

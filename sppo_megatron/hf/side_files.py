@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sppo_megatron.hf.config_file import write_config
+
 _CHAT_TEMPLATES = "additional_chat_templates"
 # The tokenizer's files, in every format that transformers reads, and the generation config.
 SIDE_FILES = (
@@ -35,7 +37,7 @@ def write_side_files(folder: Path, hf_config: Any, source: Path | None) -> None:
     version of transformers reads the tokenizer as another class.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    hf_config.save_pretrained(folder)
+    write_config(folder, hf_config)
     if source is None:
         return
     for path in {path for pattern in SIDE_FILES for path in source.glob(pattern) if path.is_file()}:

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
             """The number of responses of each group of an iteration."""
             ...
 
+        def bounds(self) -> tuple[int, int]:
+            """The largest token id, and the tokens of the longest prompt with a response."""
+            ...
+
 
 @dataclass(frozen=True)
 class StoredKind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sppo_megatron.data.rollout_file import count_responses, iteration_files, read_groups
+from sppo_megatron.data.rollout_file import iterate_groups, iteration_files, read_groups
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.source import SourceState
 from sppo_megatron.types import Group
@@ -45,7 +45,8 @@ class Replay:
         if self.is_folder and iterations is not None:
             self._check_enough(len(self.files), iterations)
             self.files = self.files[:iterations]
-        self._responses_of_groups = [count_responses(file) for file in self.files]
+        self._largest_id, self._longest = -1, 0
+        self._responses_of_groups = [[self._measured(group) for group in iterate_groups(file)] for file in self.files]
         self._check_files()
         if iterations is not None:
             self._check_enough(self.available_iterations, iterations)
@@ -68,6 +69,10 @@ class Replay:
         """The number of responses of each group of this iteration."""
         file, start, stop = self._place(iteration)
         return self._responses_of_groups[file][start:stop]
+
+    def bounds(self) -> tuple[int, int]:
+        """See StoredGroups: of all the files."""
+        return self._largest_id, self._longest
 
     def next(self, iteration: int) -> list[Group]:
         """See GroupSource: `groups(iteration)`."""
@@ -92,6 +97,15 @@ class Replay:
 
     def load_state(self, state: SourceState) -> None:
         """See GroupSource."""
+
+    def _measured(self, group: Group) -> int:
+        """The number of its responses."""
+        tokens = [response.token_ids for response in group.responses]
+        self._largest_id = max(
+            self._largest_id, *(int(ids.max(initial=-1)) for ids in (group.prompt.token_ids, *tokens))
+        )
+        self._longest = max(self._longest, len(group.prompt.token_ids) + max(map(len, tokens), default=0))
+        return len(tokens)
 
     def _place(self, iteration: int) -> tuple[int, int, int | None]:
         """(file, first group, end) of an iteration."""

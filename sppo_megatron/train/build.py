@@ -52,7 +52,7 @@ from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
 from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, settings_of
 from sppo_megatron.train.rollout_writer import RolloutWriter
-from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds
+from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds, prompt_stream
 from sppo_megatron.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -78,6 +78,8 @@ def job(config: Config, composed: DictConfig) -> Iterator[Parts]:
     try:
         check_same_config(composed)
         inputs = agreed(lambda: read_inputs(config))
+        if inputs.stored is None:
+            agreed(lambda: prompt_stream(config, inputs))  # refused before anything is built
         groups = initialize_model_parallel(config.parallelism, config.train.seed)
         steps = _total_steps(config, inputs)
         engine = build_engine(config, inputs, lambda: _generator(policy))

@@ -34,6 +34,7 @@ from sppo_megatron.rewards.registry import build_scorer, check_answer
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rewards.text import Decode
 from sppo_megatron.rollout.registry import engine_kind, stored_kind
+from sppo_megatron.train.input_checks import check_inputs
 from sppo_megatron.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -44,28 +45,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class Inputs:
-    """stored: groups that were made before; None if an engine samples. model: its weights are read when asked for."""
+    """stored: groups that were made before; None if an engine samples. model: its weights are read when asked for.
+
+    stop_token_ids: what ends a response.
+    """
 
     folder: Path
     hf_config: Any
     model: ModelSource
     tokenizer: Any | None
     decode: Decode | None
-    generation_config: Any | None
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
     stored: StoredGroups | None
     scorer: Scorer
+    stop_token_ids: frozenset[int]
 
     def untrained_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """What the folder holds beside the policy's weights; see `hf.untrained`."""
         if self.hf_config.model_type in FAMILIES:
             yield from untrained_tensors(self.folder, read_architecture(self.hf_config))
-
-    @property
-    def stop_token_ids(self) -> frozenset[int]:
-        """What ends a response."""
-        return stop_token_ids(self.hf_config, self.generation_config, self.tokenizer)
 
     @property
     def longest_prompt(self) -> int:
@@ -87,18 +86,21 @@ def read_inputs(config: Config) -> Inputs:
     stored = kind.open(config) if kind is not None else None
     train_split = Split(config.data.train_split, "train", "data.train_split")
     eval_split = Split(config.data.eval_split, "test", "data.eval_split")
-    return Inputs(
+    inputs = Inputs(
         folder=folder,
         hf_config=hf_config,
         model=model,
         tokenizer=tokenizer,
         decode=decode,
-        generation_config=load_generation_config(folder),
         train_prompts=[] if stored else _prompts(config.data.train_path, train_split, config, tokenizer, scorer),
         eval_prompts=_prompts(config.data.eval_path, eval_split, config, tokenizer, scorer, with_human_responses=False),
         stored=stored,
         scorer=scorer,
+        stop_token_ids=stop_token_ids(hf_config, load_generation_config(folder), tokenizer)
+        | frozenset(config.rollout.stop_token_ids),
     )
+    check_inputs(config, inputs)
+    return inputs
 
 
 def open_model(config: Config, folder: Path, hf_config: Any) -> ModelSource:

@@ -57,12 +57,17 @@ def build_source(config: Config, inputs: Inputs, engine: Engine) -> GroupSource:
     """Where the groups of the iterations come from. Raises ConfigError, the same on every rank."""
     if inputs.stored is not None:
         return inputs.stored
+    stream = prompt_stream(config, inputs)
+    first_count = math.ceil(config.rollout.oversample * stream.prompts_per_iteration)
+    sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream, first_count)
+    return GroupsAhead(sampled, config.train.iterations) if config.rollout.ahead else sampled
+
+
+def prompt_stream(config: Config, inputs: Inputs) -> PromptStream:
+    """The prompts to train on, from the first one on. Raises ConfigError if there are fewer than an iteration takes."""
     train = config.train
     assert train.prompts_per_iteration is not None, "checked"
-    stream = PromptStream(inputs.train_prompts, train.prompts_per_iteration, train.seed, train.shuffle)
-    first_count = math.ceil(config.rollout.oversample * train.prompts_per_iteration)
-    sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream, first_count)
-    return GroupsAhead(sampled, train.iterations) if config.rollout.ahead else sampled
+    return PromptStream(inputs.train_prompts, train.prompts_per_iteration, train.seed, train.shuffle)
 
 
 def build_rounds(config: Config, inputs: Inputs, engine: Engine, objective: Objective) -> Rounds:

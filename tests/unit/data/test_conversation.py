@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sppo_megatron.data.chat_template import chat_template
 from sppo_megatron.data.conversation import is_written_out, render
 from sppo_megatron.data.json_values import NotText
 from tests.unit.data.test_prompts import make_tokenizer
@@ -33,7 +34,7 @@ def parts(*texts):
 def rendered(template, *messages):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = template
-    return render(list(messages), tokenizer, "q")
+    return render(list(messages), chat_template(tokenizer), "q")
 
 
 @pytest.mark.parametrize(
