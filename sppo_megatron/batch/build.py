@@ -111,9 +111,20 @@ def _metrics(
         "degenerate_group_share": float(degenerate["degenerate_groups"] / degenerate["groups"]),
         "reward_errors": float(sum(response.error is not None for group in groups for response in group.responses)),
     }
+    metrics |= _means_of_sources(targets, groups)
     if objective.units in (Units.BEST_WORST, Units.HUMAN_VS_SAMPLE):
         # What a step's pairs can't tell: they are the best and the worst responses, or not sampled at all.
         metrics["reward_mean"] = float(targets.rewards.mean())
         if targets.win_rates is not None:
             metrics["win_rate_mean"] = float(targets.win_rates.mean())
     return metrics
+
+
+def _means_of_sources(targets: Targets, groups: Sequence[Group]) -> dict[str, float]:
+    """reward_mean/NAME over the responses of each data source that has a name."""
+    names = [group.prompt.source for group in groups for _ in group.responses]
+    rewards = targets.rewards.numpy()
+    return {
+        f"reward_mean/{name}": float(rewards[[other == name for other in names]].mean())
+        for name in sorted({name for name in names if name is not None})
+    }

@@ -13,6 +13,7 @@ from sppo_megatron.config.precision import check_precision
 from sppo_megatron.config.profiler import check_profiler
 from sppo_megatron.config.rollout import check_rollout
 from sppo_megatron.config.schema import Config
+from sppo_megatron.config.sources import check_sources
 from sppo_megatron.config.values import check_values
 from sppo_megatron.errors import raise_problems
 
@@ -30,6 +31,7 @@ def check_config(config: Config, world_size: int, *, generates: bool, more: Iter
             *more,
             *check_rollout(config, generates),
             *check_data(config.data),
+            *check_sources(config.data),
             *check_checkpoint(config.checkpoint),
             *check_profiler(config.profiler),
             *check_optimizer(config),
@@ -48,6 +50,7 @@ def check_generation(config: Config, world_size: int, *, more: Iterable[str]) ->
             *more,
             *check_rollout(config, generates=True),
             *check_data(config.data),
+            *check_sources(config.data),
             *check_checkpoint(config.checkpoint),
             *find_process_problems(config.parallelism, world_size),
             *check_precision(config),

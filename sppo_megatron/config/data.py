@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, UserPath
+from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, NextIteration, UserPath
 
 
 @dataclass
@@ -20,6 +20,12 @@ class DataConfig:
     "Prompts to train on."
     eval_path: Free[UserPath | None] = None
     "Prompts to evaluate on; null = no evaluation."
+    sources: NextIteration[list[dict[str, Any]]] = field(default_factory=list)
+    """Instead of train_path: [{name: ..., path: ..., weight: ...}, ...], mixed by their weights. weight is a number, or
+    a list of numbers by iteration; repeat: false ends a source after one epoch; split, prompt_key, answer_key,
+    response_key, apply_chat_template and max_prompt_length are those of data unless given."""
+    eval_sources: Free[list[dict[str, Any]]] = field(default_factory=list)
+    "Instead of eval_path: the same entries, without weights. Each has its metrics, as eval_reward_mean/NAME."
     train_split: Fixed[str | None] = None
     "Which split of data that has several; null = train."
     eval_split: Free[str | None] = None

@@ -130,7 +130,7 @@ class RolloutConfig:
 def check_rollout(config: Config, generates: bool) -> Iterator[str]:
     """generates: whether responses are sampled; False if stored ones are read."""
     r, data = config.rollout, config.data
-    if generates and data.train_path is None:
+    if generates and data.train_path is None and not data.sources:
         yield f"rollout.engine={r.engine} needs data.train_path: a file or folder of prompts, or a hub id"
     elif generates and config.train.prompts_per_iteration is None:
         yield f"rollout.engine={r.engine} needs train.prompts_per_iteration"

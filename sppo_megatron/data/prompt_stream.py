@@ -1,6 +1,9 @@
-"""The endless, resumable stream that the trainer draws its prompts from."""
+"""The resumable stream that the trainer draws its prompts from."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +15,12 @@ class PromptStream:
     """Endless epochs over the prompts; each epoch in an order that is a pure function of (seed, epoch).
 
     The only state is `position`, the number of prompts handed out so far, so a resumed stream continues exactly. An
-    iteration may straddle two epochs, and may then hold the same prompt twice.
+    iteration may straddle two epochs, and may then hold the same prompt twice. repeat: False ends it after one epoch.
     """
 
-    def __init__(self, prompts: list[Prompt], prompts_per_iteration: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, prompts: list[Prompt], prompts_per_iteration: int, seed: int, shuffle: bool = True, repeat: bool = True
+    ) -> None:
         if not prompts:
             raise ConfigError("the prompt data set is empty (or every prompt is over data.max_prompt_length)")
         if prompts_per_iteration < 1:
@@ -31,21 +36,32 @@ class PromptStream:
         self.prompts_per_iteration = prompts_per_iteration
         self.seed = seed
         self.shuffle = shuffle
+        self.repeat = repeat
         self.position = 0
         self._cached_epoch = -1
         self._cached_order = np.empty(0, dtype=np.int64)
 
-    def next(self, count: int | None = None) -> list[Prompt]:
-        """The next `count` prompts, by default prompts_per_iteration."""
+    @property
+    def is_used_up(self) -> bool:
+        return not self.repeat and self.position >= len(self.prompts)
+
+    def next(self, count: int | None = None, iteration: int = 0) -> list[Prompt]:
+        """The next `count` prompts, by default prompts_per_iteration, fewer if it ends; in any iteration the same."""
         count = self.prompts_per_iteration if count is None else count
+        if not self.repeat:
+            count = min(count, len(self.prompts) - self.position)
         prompts = [self._at(self.position + offset) for offset in range(count)]
         self.position += count
         return prompts
 
-    def state_dict(self) -> dict[str, int]:
+    def give_back(self, count: int) -> None:
+        """The last `count` prompts were not needed and are the next ones."""
+        self.position -= count
+
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         position = state["position"]
         if position < 0:
             raise ValueError(f"position must not be negative, got {position}")

@@ -37,6 +37,7 @@ def load_prompts(
     require_answer: bool = False,
     split: Split = TRAIN_SPLIT,
     check_answer: Callable[[str], None] | None = None,
+    source: str | None = None,
 ) -> list[Prompt]:
     """Reads one prompt per record of what `read_records` takes; `Prompt.index` is its 0-based place among the records.
 
@@ -52,6 +53,7 @@ def load_prompts(
     or the rendered conversation if the file has messages, which are `Prompt.messages`. `Prompt.extra` holds the columns
     that no key names, as `to_plain` makes them; those that have no JSON are left out, with one warning.
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
+    source: the name that every prompt gets.
     check_answer: raises ValueError for an answer that the reward can't use, which makes its line a bad one.
     Prompts with half a surrogate pair, which have no tokens, and prompts of more than config.max_prompt_length tokens
     are dropped, with one warning that names or counts them.
@@ -59,7 +61,7 @@ def load_prompts(
     Raises ConfigError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
     if no prompt is left; and what `read_records` raises.
     """
-    reader = _Reader(tokenizer, config, require_answer, check_answer)
+    reader = _Reader(tokenizer, config, require_answer, check_answer, source)
     prompts: list[Prompt] = []
     problems: list[str] = []
     dropped: list[str] = []
@@ -99,13 +101,19 @@ class _Reader:
     """left_out: why a column isn't in the prompts' extra, by its name."""
 
     def __init__(
-        self, tokenizer: Any, config: DataConfig, require_answer: bool, check_answer: Callable[[str], None] | None
+        self,
+        tokenizer: Any,
+        config: DataConfig,
+        require_answer: bool,
+        check_answer: Callable[[str], None] | None,
+        source: str | None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = chat_template(tokenizer, config.chat_template_kwargs) if config.apply_chat_template else None
         self._config = config
         self._require_answer = require_answer
         self._check_answer = check_answer
+        self._source = source
         self._begin_ids = _begin_ids(tokenizer)
         self._used = {config.prompt_key, config.answer_key, config.response_key}
         self.left_out: dict[str, str] = {}
@@ -133,6 +141,7 @@ class _Reader:
             human_token_ids=human,
             messages=to_plain(stored) if isinstance(stored, list) else None,
             extra=self._extra(record),
+            source=self._source,
         )
 
     def _chat(self, stored: object, template: Template) -> tuple[str, list[int]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.collector import Collector, Episodes
-from sppo_megatron.types import Group
+from sppo_megatron.types import Group, Prompt
 
 _POSITION = "prompts.json"
 _AHEAD = "rollouts_ahead.parquet"
@@ -19,17 +19,17 @@ _AHEAD = "rollouts_ahead.parquet"
 
 @dataclass(frozen=True)
 class SourceState:
-    """position: prompts that were handed out for iterations that are made or begun.
+    """prompts: where the prompts stand (`state_dict` of their stream), those of iterations begun included; {} of none.
 
     ahead: the groups of the iteration after the current one, if they are made already.
     """
 
-    position: int = 0
+    prompts: Mapping[str, Any] = field(default_factory=dict)
     ahead: tuple[Group, ...] | None = None
 
     def write(self, folder: Path) -> None:
         """Adds it to a checkpoint."""
-        (folder / _POSITION).write_text(json.dumps({"position": self.position}), encoding="utf-8")
+        (folder / _POSITION).write_text(json.dumps(self.prompts), encoding="utf-8")
         if self.ahead is not None:
             write_groups(folder / _AHEAD, list(self.ahead))
 
@@ -37,11 +37,11 @@ class SourceState:
     def read(folder: Path) -> SourceState:
         """Raises ConfigError if the folder holds none."""
         try:
-            position = int(json.loads((folder / _POSITION).read_text(encoding="utf-8"))["position"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            prompts = dict(json.loads((folder / _POSITION).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"{folder} doesn't say where its prompts stand: {error}") from error
         ahead = tuple(read_groups(folder / _AHEAD)) if (folder / _AHEAD).exists() else None
-        return SourceState(position, ahead)
+        return SourceState(prompts, ahead)
 
 
 class GroupSource(Protocol):
@@ -77,11 +77,22 @@ class GroupSource(Protocol):
         ...
 
 
-class SampledGroups:
-    """Draws prompts from a stream and has them answered. first_count: prompts of an iteration's first groups, by
-    default the stream's prompts_per_iteration."""
+class Prompts(Protocol):
+    """What prompts are drawn from: `PromptStream`, `PromptMixture`."""
 
-    def __init__(self, collector: Collector, prompts: PromptStream, first_count: int | None = None) -> None:
+    def next(self, count: int, iteration: int) -> list[Prompt]: ...
+
+    def give_back(self, count: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class SampledGroups:
+    """Draws prompts and has them answered. first_count: prompts of an iteration's first groups."""
+
+    def __init__(self, collector: Collector, prompts: Prompts, first_count: int) -> None:
         self._collector = collector
         self._prompts = prompts
         self._first_count = first_count
@@ -92,15 +103,15 @@ class SampledGroups:
 
     def start(self, iteration: int) -> Episodes:
         """Begins with the next prompts."""
-        return self._collector.start(self._prompts.next(self._first_count), iteration)
+        return self._collector.start(self._prompts.next(self._first_count, iteration), iteration)
 
     def more(self, iteration: int, place: int, count: int) -> list[Group]:
         """See GroupSource."""
-        return self._collector.collect(self._prompts.next(count), iteration, place)
+        return self._collector.collect(self._prompts.next(count, iteration), iteration, place)
 
     def give_back(self, count: int) -> None:
         """See GroupSource."""
-        self._prompts.position -= count
+        self._prompts.give_back(count)
 
     def begin(self, iteration: int) -> None:
         """See GroupSource: nothing is made ahead."""
@@ -110,8 +121,8 @@ class SampledGroups:
 
     def state(self) -> SourceState:
         """See GroupSource."""
-        return SourceState(self._prompts.position)
+        return SourceState(self._prompts.state_dict())
 
     def load_state(self, state: SourceState) -> None:
         """See GroupSource."""
-        self._prompts.load_state_dict({"position": state.position})
+        self._prompts.load_state_dict(state.prompts)

@@ -50,7 +50,7 @@ from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
-from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, settings_of
+from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, of_source, settings_of
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds, prompt_stream
 from sppo_megatron.train.state import TrainerState
@@ -256,7 +256,7 @@ def _evaluator(config: Config, parts: Parts, folder: Path | None) -> Evaluator |
 
 
 def _digests(inputs: Inputs) -> dict[str, str]:
-    data = {"data": prompts_digest(inputs.train_prompts)} if inputs.train_prompts else {}
+    data = {of_source(each.source.name): prompts_digest(each.prompts) for each in inputs.sources if each.prompts}
     return {"model": model_digest(inputs.folder)} | data
 
 

@@ -54,7 +54,7 @@ class Evaluator:
         if self.folder is not None:
             write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
         self.previous = groups
-        metrics = _statistics(groups)
+        metrics = _statistics(groups) | _of_sources(groups)
         for name, rate in rates.items():
             metrics |= _with_interval(f"eval_win_rate_{name}", rate)
         if iteration == 0:
@@ -142,6 +142,17 @@ def _statistics(groups: Sequence[Group]) -> dict[str, float]:
     if all(response.correct is not None for response in responses):
         metrics["eval_exact_match"] = float(np.mean([bool(response.correct) for response in responses]))
     return metrics
+
+
+def _of_sources(groups: Sequence[Group]) -> dict[str, float]:
+    """The reward and the share of right answers of each source that has a name, as eval_reward_mean/NAME."""
+    found = {}
+    for name in sorted({group.prompt.source for group in groups if group.prompt.source is not None}):
+        of_source = _statistics([group for group in groups if group.prompt.source == name])
+        for key in ("eval_reward_mean", "eval_exact_match"):
+            if key in of_source:
+                found[f"{key}/{name}"] = of_source[key]
+    return found
 
 
 def _with_interval(name: str, rates: np.ndarray) -> dict[str, float]:

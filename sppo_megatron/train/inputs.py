@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.parallelism import check_layout
-from sppo_megatron.data.human_response import drop_long_responses
-from sppo_megatron.data.prompts import load_prompts
-from sppo_megatron.data.records import Split
+from sppo_megatron.config.sources import Source, evaluation_sources, training_sources
+from sppo_megatron.data.sources import LoadedSource, load_sources
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.families import FAMILIES
@@ -55,7 +54,7 @@ class Inputs:
     model: ModelSource
     tokenizer: Any | None
     decode: Decode | None
-    train_prompts: list[Prompt]
+    sources: list[LoadedSource]
     eval_prompts: list[Prompt]
     stored: StoredGroups | None
     scorer: Scorer
@@ -65,6 +64,11 @@ class Inputs:
         """What the folder holds beside the policy's weights; see `hf.untrained`."""
         if self.hf_config.model_type in FAMILIES:
             yield from untrained_tensors(self.folder, read_architecture(self.hf_config))
+
+    @property
+    def train_prompts(self) -> list[Prompt]:
+        """Of all sources, one behind the other."""
+        return [prompt for each in self.sources for prompt in each.prompts]
 
     @property
     def longest_prompt(self) -> int:
@@ -84,16 +88,16 @@ def read_inputs(config: Config) -> Inputs:
     scorer = build_scorer(config.reward, decode)
     kind = stored_kind(config)
     stored = kind.open(config) if kind is not None else None
-    train_split = Split(config.data.train_split, "train", "data.train_split")
-    eval_split = Split(config.data.eval_split, "test", "data.eval_split")
+    trained = [] if stored else training_sources(config.data)
+    loaded = _load([*trained, *evaluation_sources(config.data)], config, tokenizer, scorer)
     inputs = Inputs(
         folder=folder,
         hf_config=hf_config,
         model=model,
         tokenizer=tokenizer,
         decode=decode,
-        train_prompts=[] if stored else _prompts(config.data.train_path, train_split, config, tokenizer, scorer),
-        eval_prompts=_prompts(config.data.eval_path, eval_split, config, tokenizer, scorer, with_human_responses=False),
+        sources=loaded[: len(trained)],
+        eval_prompts=[prompt for each in loaded[len(trained) :] for prompt in each.prompts],
         stored=stored,
         scorer=scorer,
         stop_token_ids=stop_token_ids(hf_config, load_generation_config(folder), tokenizer)
@@ -119,30 +123,19 @@ def open_model(config: Config, folder: Path, hf_config: Any) -> ModelSource:
     return MappedModel(architecture, _tensors(config, folder, architecture), config.model.make_vocab_size_divisible_by)
 
 
-def _prompts(
-    path: str | None,
-    split: Split,
-    config: Config,
-    tokenizer: Any | None,
-    scorer: Scorer,
-    with_human_responses: bool = True,
-) -> list[Prompt]:
-    if path is None:
-        return []
-    if tokenizer is None:
+def _load(sources: list[Source], config: Config, tokenizer: Any | None, scorer: Scorer) -> list[LoadedSource]:
+    if sources and tokenizer is None:
         raise ConfigError(
-            f"{path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into that folder"
+            f"{sources[0].path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into "
+            "that folder"
         )
-    data = config.data if with_human_responses else replace(config.data, response_key=None)
-    prompts = load_prompts(
-        path,
+    return load_sources(
+        sources,
         tokenizer,
-        data,
         require_answer=scorer.needs_answer,
-        split=split,
         check_answer=partial(check_answer, config.reward),
+        max_response_length=config.rollout.max_response_length,
     )
-    return drop_long_responses(prompts, config.rollout.max_response_length, path)
 
 
 def _tensors(config: Config, folder: Path, architecture: Architecture) -> HFTensors:

@@ -71,13 +71,21 @@ def find_changes(checkpoint: Path, present: dict[str, Any]) -> list[Change]:
             f"the checkpoint {checkpoint} was made with other settings that a run keeps: {texts}. Set them back, or "
             "start a new run with model.hf_path at the weights of this one"
         )
-    if "data" in present["digests"] and "data" not in same:
-        raise ConfigError(
-            f"data.train_path={present['config']['data']['train_path']} has other prompts than when the checkpoint "
-            f"{checkpoint} was made, so its position in them means nothing: put the file back, or start a new run "
-            "with model.hf_path at the weights of this one"
-        )
+    for name in present["digests"].keys() - same:
+        if name.startswith("data"):
+            path = f"data.train_path={present['config']['data']['train_path']}"
+            which = name.replace("data/", "the data source ") if "/" in name else path
+            raise ConfigError(
+                f"{which} has other prompts than when the checkpoint {checkpoint} was made, so its position in them "
+                "means nothing: put the file back, give a source another name, or start a new run with model.hf_path "
+                "at the weights of this one"
+            )
     return changes
+
+
+def of_source(name: str | None) -> str:
+    """What the digest of a data source's prompts is called. name: None for data.train_path."""
+    return "data" if name is None else f"data/{name}"
 
 
 def as_begun(config: Config, changes: list[Change], checkpoint: Path) -> Config:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 
 from sppo_megatron.config import Config
+from sppo_megatron.data.mixture import PromptMixture
 from sppo_megatron.data.prompt_stream import PromptStream
+from sppo_megatron.data.sources import build_stream, check_enough
 from sppo_megatron.engines.base import Engine, Request
 from sppo_megatron.engines.kind import Surroundings
 from sppo_megatron.engines.megatron import TokenGenerator
@@ -58,16 +60,18 @@ def build_source(config: Config, inputs: Inputs, engine: Engine) -> GroupSource:
     if inputs.stored is not None:
         return inputs.stored
     stream = prompt_stream(config, inputs)
-    first_count = math.ceil(config.rollout.oversample * stream.prompts_per_iteration)
+    assert config.train.prompts_per_iteration is not None, "checked"
+    first_count = math.ceil(config.rollout.oversample * config.train.prompts_per_iteration)
     sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream, first_count)
     return GroupsAhead(sampled, config.train.iterations) if config.rollout.ahead else sampled
 
 
-def prompt_stream(config: Config, inputs: Inputs) -> PromptStream:
+def prompt_stream(config: Config, inputs: Inputs) -> PromptStream | PromptMixture:
     """The prompts to train on, from the first one on. Raises ConfigError if there are fewer than an iteration takes."""
     train = config.train
     assert train.prompts_per_iteration is not None, "checked"
-    return PromptStream(inputs.train_prompts, train.prompts_per_iteration, train.seed, train.shuffle)
+    check_enough(inputs.sources, train.iterations * train.prompts_per_iteration)
+    return build_stream(inputs.sources, train.prompts_per_iteration, train.seed, train.shuffle)
 
 
 def build_rounds(config: Config, inputs: Inputs, engine: Engine, objective: Objective) -> Rounds:
@@ -89,7 +93,7 @@ def build_probe(config: Config, inputs: Inputs, engine: Engine) -> WeightProbe |
     if not config.rollout.verify:
         return None
     if not inputs.train_prompts:
-        raise ConfigError("rollout.verify=true needs a prompt: data.train_path has none")
+        raise ConfigError("rollout.verify=true needs a prompt, and there is none")
     request = Request(inputs.train_prompts[0].token_ids, (config.rollout.seed,))
     params = sampling_params(config, inputs, for_evaluation=False)
     return WeightProbe(engine, request, params, BOUNDS[config.precision.dtype])

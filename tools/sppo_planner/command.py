@@ -80,6 +80,7 @@ def _config_problems(config: Config, gpus: int) -> list[str]:
     """
     config, there = copy.deepcopy(config), str(config_folder())
     config.data.train_path, config.data.eval_path, config.checkpoint.load = there, None, None
+    config.data.sources, config.data.eval_sources = [], []
     config.rollout.path = there
     try:
         check_run(config, gpus)

@@ -24,7 +24,7 @@ from sppo_megatron.types import Group
 
 
 def generate_file(config: Config, composed: DictConfig, output: Output, batch_size: int, shard: Shard) -> None:
-    """K = rollout.num_samples_per_prompt responses to each prompt of data.train_path, none of them scored.
+    """K = rollout.num_samples_per_prompt responses to each prompt of the training sources, none of them scored.
 
     batch_size: prompts sampled and written together. A batch's number takes the iteration's place in its seeds, so a
     response depends on rollout.seed, batch_size and the prompt's place in the whole list, and not on the shard.
@@ -55,7 +55,7 @@ def generate_file(config: Config, composed: DictConfig, output: Output, batch_si
 
 def without_scoring(config: Config) -> Config:
     """The configuration without what generating doesn't read: the reward, and the prompts of evaluations."""
-    return replace(config, reward=RewardConfig(kind="none"), data=replace(config.data, eval_path=None))
+    return replace(config, reward=RewardConfig(kind="none"), data=replace(config.data, eval_path=None, eval_sources=[]))
 
 
 def generation_settings(config: Config, inputs: Inputs) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_good_worlds(prompts, world_size, values):
 
 
 P = "parallelism."
+SOURCES = {"data.train_path": None}
 BAD = [
     # values, and what the message must say: the key as it is, and the way out
     ({"objective.eta": 1.0, "objective.tau": 1.0}, ["objective.eta=1.0", "objective.tau=1.0", "exactly one", "null"]),
@@ -203,6 +204,18 @@ BAD = [
     ({"rollout.engine": "replay", "rollout.path": "nowhere"}, ["rollout.path=nowhere does not exist"]),
     ({"data.train_path": None}, ["rollout.engine=megatron needs data.train_path"]),
     ({"data.train_path": "nowhere.jsonl"}, ["data.train_path=nowhere.jsonl does not exist"]),
+    ({"data.sources": [{"name": "a", "path": "."}]}, ["data.train_path is the short form", "data.sources"]),
+    ({"data.eval_sources": [{"name": "a"}]}, ["data.eval_sources[0]", "needs path"]),
+    ({"data.eval_sources": [{"name": "a", "path": "no.jsonl"}]}, ["data.eval_sources[0]", "no.jsonl does not exist"]),
+    ({"data.eval_sources": [{"name": "a", "path": ".", "weight": 1}]}, ["weight is not known", "prompt_key"]),
+    ({"data.eval_sources": [{"name": "a b", "path": "."}]}, ["name='a b' must be a word"]),
+    ({"data.eval_sources": [{"name": "a", "path": "."}] * 2}, ["two sources of one name: a, a"]),
+    ({"data.eval_sources": [{"name": "a", "path": ".", "answer_key": 3}]}, ["answer_key=3 is no value"]),
+    ({**SOURCES, "data.sources": [{"name": "a", "path": ".", "weight": 0}]}, ["weight=0 must be a number above 0"]),
+    (
+        {**SOURCES, "data.sources": [{"name": "a", "path": ".", "weight": [1, 0]}]},
+        ["every source has weight 0 in iteration 1"],
+    ),
     ({"data.eval_path": "nowhere.jsonl"}, ["data.eval_path=nowhere.jsonl does not exist"]),
     ({"train.prompts_per_iteration": None}, ["rollout.engine=megatron needs train.prompts_per_iteration"]),
     ({"reward.kind": "function"}, ["reward.kind=function", "reward.function=module:name", "both or neither"]),

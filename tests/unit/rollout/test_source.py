@@ -18,7 +18,7 @@ ITERATIONS = 4
 
 def make(ahead: bool, iterations: int = ITERATIONS):
     engine = CountingEngine()
-    sampled = SampledGroups(Collector(engine, SamplingParams(4), 2, seed=1), PromptStream(PROMPTS, 3, seed=2))
+    sampled = SampledGroups(Collector(engine, SamplingParams(4), 2, seed=1), PromptStream(PROMPTS, 3, seed=2), 3)
     return engine, GroupsAhead(sampled, iterations) if ahead else sampled
 
 

@@ -133,7 +133,7 @@ def make_trainer(
     config.checkpoint.save_interval = save_interval
     policy, engine = FakePolicy(config), CountingEngine()
     collector = Collector(engine, SamplingParams(4), 2, seed=5)
-    sampled = SampledGroups(collector, PromptStream(PROMPTS, 4, seed=1))
+    sampled = SampledGroups(collector, PromptStream(PROMPTS, 4, seed=1), 4)
     lines = Lines()
     return Trainer(
         config=config,

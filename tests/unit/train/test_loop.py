@@ -28,7 +28,7 @@ PER_ITERATION = 3
 
 def make_source(works_ahead: bool) -> SampledGroups | GroupsAhead:
     collector = Collector(CountingEngine(), SamplingParams(2), num_samples=1, seed=0)
-    sampled = SampledGroups(collector, PromptStream(PROMPTS, PER_ITERATION, seed=1))
+    sampled = SampledGroups(collector, PromptStream(PROMPTS, PER_ITERATION, seed=1), PER_ITERATION)
     return GroupsAhead(sampled, iterations=100) if works_ahead else sampled
 
 

@@ -1,0 +1,89 @@
+"""The prompts of every configured source, and the stream that training draws from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sppo_megatron.config.sources import Source
+from sppo_megatron.data.human_response import drop_long_responses
+from sppo_megatron.data.mixture import PromptMixture, WeightedStream
+from sppo_megatron.data.prompt_stream import PromptStream
+from sppo_megatron.data.prompts import load_prompts
+from sppo_megatron.data.records import Split
+from sppo_megatron.errors import ConfigError
+from sppo_megatron.types import Prompt
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source and its prompts, in file order."""
+
+    source: Source
+    prompts: list[Prompt]
+
+
+def load_sources(
+    sources: Sequence[Source],
+    tokenizer: Any,
+    *,
+    require_answer: bool,
+    check_answer: Callable[[str], None],
+    max_response_length: int,
+) -> list[LoadedSource]:
+    """See `load_prompts` and `drop_long_responses`.
+
+    Raises ConfigError that holds what is wrong with every source, each named if there are several.
+    """
+    loaded, problems = [], []
+    for source in sources:
+        split = Split(source.split, source.default_split, _split_key(source))
+        try:
+            prompts = load_prompts(
+                source.path, tokenizer, source.data, require_answer, split, check_answer, source.name
+            )
+            prompts = drop_long_responses(prompts, max_response_length, source.path)
+            if not prompts and source.name is not None:
+                raise ConfigError(f"{source.path} has no prompts")
+            loaded.append(LoadedSource(source, prompts))
+        except ConfigError as error:
+            problems.append(str(error) if source.name is None else f"{source.key}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return loaded
+
+
+def _split_key(source: Source) -> str:
+    if source.name is None:
+        return source.key.replace("_path", "_split")
+    return f"the split of {source.key}"
+
+
+def build_stream(
+    sources: Sequence[LoadedSource], prompts_per_iteration: int, seed: int, shuffle: bool
+) -> PromptStream | PromptMixture:
+    """Of the only source, or of several by their weights. A source's order depends on its name and not on the others.
+
+    Raises ConfigError as PromptStream does.
+    """
+    if len(sources) == 1 and sources[0].source.name is None:
+        return PromptStream(sources[0].prompts, prompts_per_iteration, seed, shuffle)
+    streams = []
+    for each in sources:
+        name = str(each.source.name)
+        own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
+        stream = PromptStream(each.prompts, 1, own_seed, shuffle, each.source.repeat)
+        streams.append(WeightedStream(name, stream, each.source.weights))
+    return PromptMixture(streams)
+
+
+def check_enough(sources: Sequence[LoadedSource], prompts: int) -> None:
+    """Raises ConfigError if no source repeats and all of them together have fewer prompts than will be drawn."""
+    there = sum(len(each.prompts) for each in sources)
+    if sources and there < prompts and not any(each.source.repeat for each in sources):
+        raise ConfigError(
+            f"the run draws {prompts} prompts (train.iterations × train.prompts_per_iteration) and data.sources have "
+            f"{there}, none of them with repeat: true: let one repeat, or train fewer iterations"
+        )
