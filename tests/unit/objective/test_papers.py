@@ -95,6 +95,39 @@ def test_grpo(clip, divide_by_std, token_agg, kl_coef):
     assert ("policy_kl_sum" in loss.metrics) == (kl_coef > 0) == objective.needs.reference
 
 
+def test_grpo_of_equal_groups_is_the_papers_and_has_its_gradient():
+    """Equation 3 for a batch of questions with G answers each; where π_θ is π_t the appendix gives the gradient's
+    coefficient, [A + β(π_ref/π_θ − 1)]/(G·|o|) of each token, and one question's expectation is the mean of them."""
+    beta, rewards, lengths = 0.04, np.array([[1.0, 0.0, 0.25], [0.2, 0.9, 0.4]]), [[3, 1, 4], [2, 5, 1]]
+    objective = build_objective({"name": "grpo", "kl_coef": beta})
+    flat = torch.tensor([length for group in lengths for length in group])
+    ids = torch.repeat_interleave(torch.arange(6), flat)
+    old, ref = torch.from_numpy(-np.random.default_rng(3).random((2, len(ids))))
+    columns = objective.columns(torch.from_numpy(rewards).flatten(), torch.tensor([0, 0, 0, 1, 1, 1]))
+    batch = SimpleNamespace(
+        columns=columns | {"weight": torch.ones(6).double()},
+        lengths=flat.double(),
+        sequence_ids=ids,
+        old_log_probs=old,
+        ref_log_probs=ref,
+    )
+    new = old.clone().requires_grad_()
+    loss = objective.loss(new - old, batch).loss_sum / objective.count(flat.numpy()[:, None])
+    (gradient,) = torch.autograd.grad(loss, new)
+    advantages = (rewards - rewards.mean(axis=1, keepdims=True)) / (rewards.std(axis=1, ddof=1, keepdims=True) + 1e-6)
+    expected_loss, expected, token = 0.0, [], 0
+    for advantage_of_group, lengths_of_group in zip(advantages, lengths, strict=True):
+        for advantage, length in zip(advantage_of_group, lengths_of_group, strict=True):
+            for _ in range(length):
+                ratio = math.exp(ref[token] - old[token])
+                share = 1 / (2 * 3 * length)
+                expected_loss -= share * (advantage - beta * (ratio - math.log(ratio) - 1))
+                expected.append(-share * (advantage + beta * (ratio - 1)))
+                token += 1
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-12)
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-14)
+
+
 def test_grpo_of_a_group_without_a_spread_is_nothing():
     rewards = torch.tensor([0.3, 0.3, 0.7]).double()
     advantage = build_objective({"name": "grpo"}).columns(rewards, torch.tensor([4, 4, 9]))["target"]

@@ -20,6 +20,7 @@ from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.rollout.filter import GroupFilter
 from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SampledGroups
+from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.state import TrainerState
@@ -124,8 +125,12 @@ def make_trainer(
     resume: Path | None = None,
     keeps: GroupFilter | None = None,
     max_rounds: int = 3,
+    evaluates: int | None = None,
 ) -> Trainer:
-    """3 iterations of 4 prompts × 2 responses in mini-batches of 4: two steps each."""
+    """3 iterations of 4 prompts × 2 responses in mini-batches of 4: two steps each.
+
+    evaluates: eval.interval, with three prompts; None for no evaluation.
+    """
     config = Config(
         rollout=RolloutConfig(num_samples_per_prompt=2),
         train=TrainConfig(iterations=3, prompts_per_iteration=4, minibatch_size=4),
@@ -135,6 +140,12 @@ def make_trainer(
     collector = Collector(engine, SamplingParams(4), 2, seed=5)
     sampled = SampledGroups(collector, PromptStream(PROMPTS, 4, seed=1), 4)
     lines = Lines()
+    evaluator = None
+    if evaluates is not None:
+        config.eval.interval = evaluates
+        evaluator = Evaluator(
+            Collector(engine, SamplingParams(4), 1, 5), LengthScorer(), PROMPTS[:3], folder / "answers"
+        )
     return Trainer(
         config=config,
         policy=policy,
@@ -142,7 +153,7 @@ def make_trainer(
         rollouts=Rounds(
             GroupsAhead(sampled, 3) if ahead else sampled, LengthScorer(), keeps=keeps, size=4, max_rounds=max_rounds
         ),
-        evaluator=None,
+        evaluator=evaluator,
         checkpointer=Checkpoints(folder / "checkpoints", policy),
         tracker=lines,
         display=lines,

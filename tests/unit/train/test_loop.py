@@ -143,3 +143,66 @@ def test_weights_reach_the_engine_before_what_is_sampled_from_them(tmp_path: Pat
     assert [call for call in trainer.engine.calls if call.startswith("load")] == [f"load {i}" for i in (0, 2, 4, 6)]
     # the device's memory is the trainer's whenever it computes: every sampling ends asleep
     assert trainer.engine.calls.count("sleep") == 3
+
+
+def answers_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (folder / "answers").iterdir()}
+
+
+@pytest.mark.parametrize("stop_at", range(1, 10))
+def test_told_to_stop_beside_evaluations(tmp_path: Path, stop_at: int) -> None:
+    """Before training, after every iteration: each once, and with the opponents that the whole run has."""
+    whole = make_trainer(tmp_path / "whole", ahead=False, evaluates=1)
+    expected = run(whole)
+    told = [line for line in expected[1] if "eval_step" in line]
+    assert [(line["eval_iteration"], line["eval_step"]) for line in told] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+    assert all({"eval_win_rate_initial", "eval_reward_mean"} <= line.keys() for line in told)
+    stopped = make_trainer(tmp_path / "stopped", ahead=False, evaluates=1, stop_at=stop_at)
+    with pytest.raises(Preempted):
+        stopped.run()
+    resume = tmp_path / f"stopped/checkpoints/step_{stopped.state.step}"
+    continued = make_trainer(tmp_path / "on", ahead=False, evaluates=1, resume=resume)
+    weights, lines = run(continued)
+    assert weights == expected[0] and [*stopped.tracker.lines, *lines] == expected[1]
+    assert answers_of(tmp_path / "stopped") | answers_of(tmp_path / "on") == answers_of(tmp_path / "whole")
+    for name in ("evaluation_before", "evaluation_last", "best_value", "best_step"):
+        assert getattr(continued.state, name) == getattr(whole.state, name)
+
+
+def test_evaluations_take_nothing_from_the_rollouts(tmp_path: Path) -> None:
+    """The same training with and without them; at the end there is one, whatever the interval."""
+    without, lines = run(make_trainer(tmp_path / "without", ahead=True))
+    trainer = make_trainer(tmp_path / "with", ahead=True, evaluates=0)
+    weights, with_evaluations = run(trainer)
+    assert weights == without and [line for line in with_evaluations if "step" in line] == lines
+    assert [line["eval_iteration"] for line in with_evaluations if "eval_step" in line] == [0, 3]
+
+
+def test_the_best_policy_is_saved_where_it_was_found(tmp_path: Path) -> None:
+    """Also between two saves: the highest reward of an evaluation so far, as checkpoint.keep_best=auto says."""
+    trainer = make_trainer(tmp_path, ahead=False, evaluates=1)
+    values = iter([0.2, 0.5, 0.9, 0.4])
+    evaluate = trainer.evaluator.evaluate
+    trainer.evaluator.evaluate = lambda iteration: evaluate(iteration) | {"eval_reward_mean": next(values)}
+    trainer.run()
+    assert (trainer.state.best_value, trainer.state.best_step) == (0.9, 4)
+    assert trainer.checkpointer.saved == [2, 4, 6]
+
+
+def test_an_evaluation_that_cannot_be_scored_stops_behind_a_checkpoint(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, ahead=False, evaluates=1)
+    evaluate = trainer.evaluator.evaluate
+
+    def fail(iteration: int) -> dict[str, float]:
+        if iteration == 2:
+            raise ScoringError("answered none of the questions", "no answer")
+        return evaluate(iteration)
+
+    trainer.evaluator.evaluate = fail
+    with pytest.raises(TrainingError, match=r"evaluation after iteration 2: no answer; .*trains on without"):
+        trainer.run()
+    assert trainer.checkpointer.saved[-1] == 4
+    resumed = make_trainer(tmp_path / "on", ahead=False, evaluates=1, resume=tmp_path / "checkpoints/step_4")
+    weights, lines = run(resumed)
+    assert weights == run(make_trainer(tmp_path / "whole", ahead=False, evaluates=1))[0]
+    assert [line["eval_iteration"] for line in lines if "eval_step" in line] == [3]
