@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.objective.base import Units
 from sppo_megatron.types import Group
 
 _BLOCK = 1 << 15  # tokens whose float64 values stay in a core's cache
@@ -124,8 +125,8 @@ def make_sequences(
     return Sequences(prompt_token_ids, prompt_offsets, places, token_ids, offsets, mask)
 
 
-def sequences_of(groups: Sequence[Group], with_human_responses: bool = False) -> Sequences:
-    """The responses of all groups, in order; behind them, if asked for, each prompt's human response (SPIN's winners).
+def sequences_of(groups: Sequence[Group], units: Units = Units.SINGLE) -> Sequences:
+    """The responses of all groups, in order; behind them each prompt's human response, if it is in the units (SPIN).
 
     Raises ConfigError naming the group whose prompt lacks a human response that is needed.
     """
@@ -133,7 +134,7 @@ def sequences_of(groups: Sequence[Group], with_human_responses: bool = False) ->
     token_ids = [response.token_ids for response in responses]
     masks = [response.loss_mask for response in responses]
     prompt_of = [place for place, group in enumerate(groups) for _ in group.responses]
-    if with_human_responses:
+    if units is Units.HUMAN_VS_SAMPLE:
         for place, group in enumerate(groups):
             ids = group.prompt.human_token_ids
             if ids is None:

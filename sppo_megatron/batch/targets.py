@@ -46,6 +46,7 @@ def build_targets(groups: Sequence[Group], objective: Objective) -> Targets:
     Raises ConfigError naming the group: no responses, a missing reward, neither preference nor rewards for a win
     rate, a preference that isn't one; or if a length reward is wanted and correctness isn't defined.
     """
+    rates = _win_rates(groups, objective.win_rate_estimator) if objective.needs.win_rates else None
     responses = [response for group in groups for response in group.responses]
     group_ids = torch.tensor([place for place, group in enumerate(groups) for _ in group.responses], dtype=torch.int64)
     lengths = torch.tensor([response.length for response in responses], dtype=torch.int64)
@@ -53,7 +54,6 @@ def build_targets(groups: Sequence[Group], objective: Objective) -> Targets:
     if all(response.correct is not None for response in responses):
         correct = torch.tensor([bool(response.correct) for response in responses], dtype=torch.bool)
 
-    rates = _win_rates(groups, objective.win_rate_estimator) if objective.needs.win_rates else None
     rewards = _rewards(groups, rates)
     values = rewards if rates is None else rates
     if objective.length_reward_weight:

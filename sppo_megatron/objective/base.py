@@ -42,7 +42,6 @@ class Needs:
     """What must be there before the first step, besides log π_t of every response."""
 
     win_rates: bool = False
-    human_responses: bool = False
     reference: bool = False  # log π_ref of every response, of the policy that the run started from
     rollout_log_probs: bool = False
 
@@ -125,11 +124,10 @@ class Objective:
     def needs(self) -> Needs:
         return self.shared_needs()
 
-    def shared_needs(self, *, human_responses: bool = False, reference: bool = False) -> Needs:
+    def shared_needs(self, *, reference: bool = False) -> Needs:
         """What the shared keys ask for, and what is given."""
         return Needs(
             win_rates=self.reward == "win_rate",
-            human_responses=human_responses,
             reference=reference,
             rollout_log_probs=self.importance_weight is not None,
         )

@@ -73,10 +73,6 @@ class Spin(Pairs):
 
     units: ClassVar[Units] = Units.HUMAN_VS_SAMPLE
 
-    @property
-    def needs(self) -> Needs:
-        return self.shared_needs(human_responses=True)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Inpo(Pairs):

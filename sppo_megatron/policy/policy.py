@@ -18,7 +18,7 @@ from torch import Tensor
 from sppo_megatron.batch.collate import collate
 from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shapes, plan_micro_batches
 from sppo_megatron.batch.sequences import Sequences
-from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members, single_units
+from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, single_units
 from sppo_megatron.config import Config
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.objective import finalize_diagnostics
@@ -113,7 +113,7 @@ class Policy:
         records = self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True)
         for chunk in self.chunks:
             chunk.train()
-        log_probs = torch.zeros(sequences.total, device=self.device)
+        log_probs = torch.zeros(len(batch.old_log_probs), device=self.device)
         entropy = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
             for token_index, (of_tokens, entropies) in records:
@@ -142,7 +142,7 @@ class Policy:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
         count = max(1.0, self.objective.count(np.where(units != NOTHING, batch.sequences.lengths[units], NOTHING)))
-        with_rollout = batch.has_rollout is not None and bool(batch.has_rollout[members(units)].all())
+        with_rollout = batch.has_rollout is not None and bool(batch.has_rollout[units[units != NOTHING]].all())
 
         def finish(num_microbatches: int) -> TrainingLoss:
             return TrainingLoss(self.objective, self.groups, count, num_microbatches, with_rollout)

@@ -139,7 +139,7 @@ class Trainer:
         except ScoringError as error:
             self._stop_unscored(before, error)
         scored = time.perf_counter()
-        sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
+        sequences = sequences_of(groups, self.policy.objective.units)
         old_log_probs, entropy = self.policy.compute_log_probs(sequences)
         batch = self._build_batch(groups, sequences, old_log_probs, self.state.step)
         if self.fp8_probe is not None:
@@ -290,7 +290,7 @@ class Trainer:
         if self.rollout_writer is not None:
             self.state.restore_rollouts(self.resumed_from, self.rollout_writer.path(self.state.iteration))
         groups = self.state.read_groups(self.resumed_from)
-        sequences = sequences_of(groups, self.policy.objective.needs.human_responses)
+        sequences = sequences_of(groups, self.policy.objective.units)
         old_log_probs = self.state.read_old_log_probs(self.resumed_from)
         version = self.state.step - self.state.minibatch
         return Iteration(groups, self._build_batch(groups, sequences, old_log_probs, version, self.begun))

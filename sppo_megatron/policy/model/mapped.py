@@ -62,12 +62,13 @@ class MappedModel:
         )
 
     def export_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> Iterator[tuple[str, Tensor]]:
+        parameters, device = dict(named_parameters(chunks)), local_device()
         return stream_hf_tensors(
-            dict(named_parameters(chunks)),
+            parameters,
             self._layouts(groups),
             tp_group=groups.tp,
             pp_group=groups.pp,
-            device=local_device(),
+            device=device,
             ep_group=groups.ep,
             expert_tp_group=groups.expt_tp,
         )

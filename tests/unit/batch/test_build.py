@@ -12,6 +12,7 @@ from sppo_megatron.batch.build import build_batch, with_old_log_probs
 from sppo_megatron.batch.sequences import sequences_of
 from sppo_megatron.config import MismatchConfig, TrainConfig
 from sppo_megatron.errors import TrainingError
+from sppo_megatron.objective.base import Units
 from sppo_megatron.objective.pairs import Pairs, Spin
 from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.objective.sppo import Sppo
@@ -47,7 +48,7 @@ def responses_of(groups):
 
 def make_batch(groups, objective, old=None, **options):
     """old: log π_t of each sequence, zeros by default."""
-    sequences = sequences_of(groups, objective.needs.human_responses)
+    sequences = sequences_of(groups, objective.units)
     flat = np.zeros(sequences.total, np.float32) if old is None else np.concatenate(old).astype(np.float32)
     arguments = {"train": TrainConfig(shuffle=False), "mismatch": MismatchConfig(), "iteration": 3, "version": 99}
     return build_batch(groups, sequences, flat, objective, **(arguments | options))
@@ -271,7 +272,7 @@ def test_ref_log_ratios_are_sums_over_the_response(masked):
     if masked:
         mask = np.arange(groups[0].responses[1].length) < 1
         groups[0].responses[1] = replace(groups[0].responses[1], loss_mask=mask)
-    sequences = sequences_of(groups, with_human_responses=True)
+    sequences = sequences_of(groups, Units.HUMAN_VS_SAMPLE)
     old, ref = np.full(sequences.total, -1.0, np.float32), np.full(sequences.total, -1.25, np.float32)
     batch = make_batch(groups, SPIN, [old], ref_log_probs=ref)
     lengths = sequences.lengths

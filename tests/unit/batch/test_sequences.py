@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sppo_megatron.batch.sequences import difference, make_sequences, sequences_of
+from sppo_megatron.objective.base import Units
 from sppo_megatron.types import Group, Prompt, Response
 
 
@@ -67,7 +68,7 @@ def test_of_groups():
     sequences = sequences_of(groups)
     assert sequences.prompt_of.tolist() == [0, 0, 1] and sequences.token_ids.tolist() == [5, 6, 7, 8]
     assert sequences.lengths.tolist() == [2, 0, 1]
-    with_human = sequences_of(groups, with_human_responses=True)
+    with_human = sequences_of(groups, Units.HUMAN_VS_SAMPLE)
     assert with_human.prompt_of.tolist() == [0, 0, 1, 0, 1] and with_human.lengths.tolist() == [2, 0, 1, 1, 2]
 
 
