@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 test fast fuzz test-kills test-nash test-report rooms demo: export CUDA_VISIBLE_DEVICES :=
 
 # `docs` is also a folder.
-.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report rooms fast lint format demo clean
+.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report rooms fast lint format audit demo clean
 
 setup: $(VENV)/.setup
 
@@ -112,6 +112,10 @@ lint: $(VENV)/.setup-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pinned versions against published advisories; without a network it says so and succeeds.
+audit: $(VENV)/.setup
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.setup-lint
 	$(BIN)/ruff check --fix .
