@@ -9,8 +9,12 @@ import signal
 import sys
 import threading
 import types
+import uuid
+from multiprocessing import reduction
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
+
+MARK = "SPPO_HELPER"  # in the environment of a session's leader, and so of all that it starts
 
 
 class _ProcessWithoutMain(SpawnProcess):
@@ -37,22 +41,67 @@ class SpawnWithoutMain(SpawnContext):
 
 
 class _SessionLeader(_ProcessWithoutMain):
-    """Leads a session of its own, and takes all that it started along when it ends, however it ends."""
+    """Leads a session of its own, and takes all that it started along when it ends, however it ends.
+
+    What it prints comes to the trainer's standard error through a pipe of its own: whoever reads the trainer's output
+    must not wait for what a helper left behind.
+    """
+
+    mark = ""
+    is_swept = False
+    output: Any = None
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        process_obj.mark = os.environ[MARK] = uuid.uuid4().hex
+        readable, writable = os.pipe()
+        process_obj.output = _PassedOn(writable)
+        try:
+            popen = _ProcessWithoutMain._Popen(process_obj)
+        finally:
+            del os.environ[MARK]
+            process_obj.output = None
+            os.close(writable)
+        threading.Thread(target=_show, args=(readable,), daemon=True).start()
+        return popen
 
     def run(self) -> None:
         os.setsid()
-        os.dup2(2, 1)  # whoever reads the trainer's standard output must not wait for what a helper left behind
+        os.dup2(self.output, 2)
+        os.dup2(self.output, 1)
         super().run()
 
     def terminate(self) -> None:
         if self.pid is not None:
-            kill_tree(self.pid)
+            kill_tree(self.pid, self.mark)
 
     def is_alive(self) -> bool:
         alive = super().is_alive()
-        if not alive and self.pid is not None:
-            kill_group(self.pid)
+        if not alive and self.pid is not None and not self.is_swept:
+            self.is_swept = True
+            kill_tree(self.pid, self.mark)
         return alive
+
+
+class _PassedOn:
+    """A file descriptor that comes to a spawned process as its number there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        return _passed_on, (reduction.DupFd(self._descriptor),)
+
+
+def _passed_on(duplicate: Any) -> int:
+    descriptor: int = duplicate.detach()
+    return descriptor
+
+
+def _show(readable: int) -> None:
+    with open(readable, "rb", buffering=0) as output, contextlib.suppress(OSError):
+        while part := output.read(1 << 16):
+            os.write(2, part)
 
 
 class SpawnSessions(SpawnContext):
@@ -61,23 +110,30 @@ class SpawnSessions(SpawnContext):
     Process = _SessionLeader
 
 
-def kill_group(leader: int) -> None:
-    """SIGKILL to every process of a helper's group, also if the helper itself is gone."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, signal.SIGKILL)
+def kill_tree(leader: int, mark: str) -> None:
+    """SIGKILL to all that a session's leader has started, and to itself, also if it is gone already.
 
-
-def kill_tree(leader: int) -> None:
-    """As kill_group, and its descendants that left the group."""
+    They are its group, its descendants in other groups, and whatever has its mark in its environment: those whose
+    parents ended before them.
+    """
     import psutil  # not at the top: a helper's start is light
 
-    descendants = []
+    others = []
     with contextlib.suppress(psutil.Error):
-        descendants = psutil.Process(leader).children(recursive=True)
-    kill_group(leader)
-    for process in descendants:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+        others = psutil.Process(leader).children(recursive=True)
+    if leader != os.getpid():
+        _kill_group(leader)
+    for process in (*others, *psutil.process_iter()):
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != leader and (process in others or process.environ().get(MARK) == mark):
+                process.kill()
+    if leader == os.getpid():
+        _kill_group(leader)
+
+
+def _kill_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def die_with_parent() -> None:
@@ -85,10 +141,20 @@ def die_with_parent() -> None:
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
+def serve_parent() -> None:
+    """Called in a helper that the trainer needs to save: it ends with its parent, and with no signal before.
+
+    Whoever stops a job tells all of its processes: torchrun sends SIGTERM to each rank's process group.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
+
+
 def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         if os.getsid(0) == os.getpid():
-            kill_tree(os.getpid())
+            kill_tree(os.getpid(), os.environ[MARK])
         os._exit(1)

@@ -65,7 +65,10 @@ class Pending(Protocol):
     """Work that was started."""
 
     def result(self) -> list[list[Continuation]]:
-        """The samples of each request, in order, the same on every rank. Collective. Called once."""
+        """The samples of each request, in order, the same on every rank. Collective. Called once.
+
+        Raises Interrupted, the same on every rank, if the job is told to stop meanwhile.
+        """
         ...
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import torch.distributed as dist
 
 from sppo_megatron.cluster.consensus import of_all_ranks
+from sppo_megatron.cluster.interrupt import Interrupted, interruptible
 from sppo_megatron.types import Group
 
 
@@ -72,23 +73,29 @@ def score_over_ranks(
     """New groups with their scores, of groups that every rank of `group` holds (the world if None).
 
     Without a process group this rank is the only one. scorer.metrics are then the totals over the ranks.
-    Raises ScoringError, the same on every rank, if more than max_failed_share of the questions, or of the responses of
-    a scorer that asks none, failed.
+    Raises, the same on every rank, ScoringError if more than max_failed_share of the questions, or of the responses of
+    a scorer that asks none, failed, and Interrupted if a rank was told to stop meanwhile.
     """
     rank, size = (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
     failure: ScoringError | None = None
     scored: list[Group] = []
+    interrupted = False
     try:
-        scored = scorer.score(groups[rank::size])
+        with interruptible():
+            scored = scorer.score(groups[rank::size])
     except ScoringError as error:
         failure = error
+    except Interrupted:
+        interrupted = True
     scores = [(g.preference, [Outcome(r.reward, r.correct, r.error) for r in g.responses]) for g in scored]
     why = None if failure is None else (failure.what, failure.why)
-    shares = of_all_ranks((scores, scorer.metrics, why), group)
-    for _, _, failed in shares:
+    shares = of_all_ranks((scores, scorer.metrics, why, interrupted), group)
+    if any(share[-1] for share in shares):
+        raise Interrupted
+    for _, _, failed, _ in shares:
         if failed is not None:
             raise ScoringError(*failed)
-    scorer.metrics = total([metrics for _, metrics, _ in shares])
+    scorer.metrics = total([metrics for _, metrics, *_ in shares])
     found = []
     for place, unscored in enumerate(groups):
         preference, outcomes = shares[place % size][0][place // size]

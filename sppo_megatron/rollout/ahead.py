@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
+from sppo_megatron.cluster.interrupt import Interrupted
 from sppo_megatron.rollout.collector import Episodes
 from sppo_megatron.rollout.source import SampledGroups, SourceState
 from sppo_megatron.types import Group
@@ -19,6 +21,7 @@ class GroupsAhead:
         self._source = source
         self._iterations = iterations
         self._under_way: Episodes | None = None
+        self._before = SourceState()  # it was begun
         self._made: list[Group] | None = None
 
     def next(self, iteration: int) -> list[Group]:
@@ -38,21 +41,27 @@ class GroupsAhead:
     def begin(self, iteration: int) -> None:
         """See GroupSource."""
         if iteration < self._iterations:
+            self._before = self._source.state()
             self._under_way = self._source.start(iteration)
 
     def settle(self) -> None:
         """See GroupSource. The groups stay until they are taken."""
         if self._under_way is not None:
             under_way, self._under_way = self._under_way, None
-            self._made = under_way.result()
+            try:
+                self._made = under_way.result()
+            except Interrupted:
+                self._source.load_state(self._before)
+                raise
 
     def state(self) -> SourceState:
-        """See GroupSource."""
-        self.settle()
+        """See GroupSource. Groups that aren't there when the job is told to stop are given up, and made later."""
+        with contextlib.suppress(Interrupted):
+            self.settle()
         return replace(self._source.state(), ahead=None if self._made is None else tuple(self._made))
 
     def load_state(self, state: SourceState) -> None:
-        """See GroupSource."""
-        self.settle()
+        """See GroupSource. What is under way is given up."""
+        self._under_way = None
         self._source.load_state(state)
         self._made = None if state.ahead is None else list(state.ahead)

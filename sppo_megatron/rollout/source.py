@@ -65,11 +65,12 @@ class GroupSource(Protocol):
         ...
 
     def settle(self) -> None:
-        """Waits for what is under way: before the weights change, which it must not mix."""
+        """Waits for what is under way: before the weights change, which it must not mix. Raises Interrupted as
+        Pending.result does."""
         ...
 
     def state(self) -> SourceState:
-        """Where it stands before the next `next`. Waits as `settle` does."""
+        """Where it stands before the next `next`. Waits for what is under way."""
         ...
 
     def load_state(self, state: SourceState) -> None:

@@ -19,6 +19,7 @@ from sppo_megatron.types import Group, Prompt
 logger = logging.getLogger(__name__)
 
 _FILES = {"initial": "evaluation_initial.jsonl", "previous": "evaluation_previous.jsonl"}
+_COMPARISONS = {f"eval_win_rate_{name}{end}" for name in _FILES for end in ("", "_low", "_high")}
 
 
 @dataclass
@@ -115,20 +116,22 @@ class Evaluator:
 
 
 def judged_by(metrics: dict[str, float], keep_best: str | None) -> float | None:
-    """The value of the metric that says which policy is the best: higher is better. None if none is kept.
+    """The value of the metric that says which policy is the best: higher is better.
 
+    None if none is kept, or there is nothing to compare with: no previous evaluation, or none of the same prompts.
     auto: eval_reward_mean, which is the win rate against the initial policy if the reward is a preference.
     Raises ConfigError if the evaluation has no metric of that name.
     """
     if keep_best is None:
         return None
     name = "eval_reward_mean" if keep_best == "auto" else keep_best
-    if name not in metrics:
+    known = metrics.keys() | _COMPARISONS
+    if name not in known:
         raise ConfigError(
             f"checkpoint.keep_best={name} is no metric of the evaluation: choose auto, null or one of "
-            f"{', '.join(sorted(metrics))}"
+            f"{', '.join(sorted(known))}"
         )
-    return metrics[name]
+    return metrics.get(name)
 
 
 def _statistics(groups: Sequence[Group]) -> dict[str, float]:

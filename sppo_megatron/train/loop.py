@@ -16,6 +16,7 @@ from torch import Tensor
 from sppo_megatron.batch.build import build_batch, with_old_log_probs
 from sppo_megatron.batch.sequences import Sequences, sequences_of
 from sppo_megatron.batch.training_batch import TrainingBatch
+from sppo_megatron.cluster.interrupt import Interrupted
 from sppo_megatron.config import Config
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.engines.probe import WeightProbe
@@ -102,12 +103,21 @@ class Trainer:
 
     def run(self) -> None:
         """Trains to the end. Raises Preempted, after saving, if the job was told to stop."""
+        try:
+            self._run()
+        except Interrupted:  # before an iteration's first step, or after its last one
+            self._stop(None)
+
+    def _run(self) -> None:
         iteration = self._resume()
         pushed = self._push()
         if iteration is None:
             self.state.iteration_metrics = pushed
         if self.resumed_from is None:
             self.state.evaluation_before = self._evaluate()
+        elif self.state.evaluation_due:
+            self._evaluate()
+            self.saved_step = -1  # the checkpoint is written again, with what was found
         while self.state.iteration < self.config.train.iterations:
             self._stop_if_preempted(iteration)
             iteration = iteration or self._prepare()
@@ -119,8 +129,9 @@ class Trainer:
                     self._save(iteration)
             self.state.iteration += 1
             self.state.minibatch = 0
+            self.state.evaluation_due = self.evaluator is not None and self._is_evaluation()
             self.state.iteration_metrics = self._push()
-            if self._is_evaluation():
+            if self.state.evaluation_due:
                 self._evaluate()
             if iteration.batch.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
                 self._save(None)
@@ -138,6 +149,9 @@ class Trainer:
             groups, made = self.rollouts.next(self.state.iteration)
         except ScoringError as error:
             self._stop_unscored(before, error)
+        except Interrupted:
+            self.rollouts.load_state(before)
+            raise
         scored = time.perf_counter()
         sequences = sequences_of(groups, self.policy.objective.units)
         old_log_probs, entropy = self.policy.compute_log_probs(sequences)
@@ -216,16 +230,16 @@ class Trainer:
         try:
             metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
         except ScoringError as error:
+            self.state.evaluation_due = False
             self._save(None)
             self.checkpointer.finalize()
             raise TrainingError(
                 f"the reward {error.what} of the evaluation after iteration {self.state.iteration}: {error.why}; fix "
                 "the reward and continue with checkpoint.load=latest, which trains on without this evaluation"
             ) from error
+        self.state.evaluation_due = False
         self.tracker.log({"eval_step": self.state.step, "eval_iteration": self.state.iteration, **metrics})
-        value = judged_by(metrics, self.config.checkpoint.keep_best)
-        if value is not None and (self.state.best_value is None or value > self.state.best_value):
-            self.state.best_value, self.state.best_step = value, self.state.step
+        self.state.note_value(judged_by(metrics, self.config.checkpoint.keep_best))
         return metrics
 
     def _is_save_step(self) -> bool:
@@ -258,9 +272,12 @@ class Trainer:
 
     def _stop_if_preempted(self, iteration: Iteration | None) -> None:
         if self.preemption is not None and self.preemption.requested():
-            self._save(iteration)
-            self.checkpointer.finalize()
-            raise Preempted(self.state.step)
+            self._stop(iteration)
+
+    def _stop(self, iteration: Iteration | None) -> NoReturn:
+        self._save(iteration)
+        self.checkpointer.finalize()
+        raise Preempted(self.state.step)
 
     def _stop_unscored(self, before: SourceState, error: ScoringError) -> NoReturn:
         """Defaults and ties would be trained on in silence. Saves the run as it was before these groups.

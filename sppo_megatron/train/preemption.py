@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
-from types import FrameType
 
 import torch
-import torch.distributed as dist
+
+from sppo_megatron.cluster.interrupt import StopSignals, any_was_told
 
 logger = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(Exception):
@@ -27,21 +24,15 @@ class PreemptionGuard:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._received = False
-        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        self._signals = StopSignals()
 
     def requested(self) -> bool:
         """Whether any rank was told to stop. Collective: one all-reduce of one number."""
-        flag = torch.tensor(float(self._received), device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        if flag > 0:
+        told = any_was_told(self._device, None)
+        if told:
             logger.warning("told to stop: saving a checkpoint")
-        return bool(flag > 0)
+        return told
 
     def close(self) -> None:
         """Gives the signals back to whoever had them."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._signals.close()

@@ -24,6 +24,7 @@ class TrainerState:
 
     has_rollouts: whether the rollouts of the current iteration lie beside.
     evaluation_before, evaluation_last: the metrics of the evaluation before training and of the latest one.
+    evaluation_due: whether the evaluation before `iteration` is still to be made.
     iteration_metrics: what is logged with every step of the current iteration.
     best_value, best_step: the highest of the metric that checkpoint.keep_best names, and the step it was found at.
     """
@@ -32,11 +33,17 @@ class TrainerState:
     iteration: int = 0
     minibatch: int = 0
     has_rollouts: bool = False
+    evaluation_due: bool = False
     evaluation_before: dict[str, float] = field(default_factory=dict)
     evaluation_last: dict[str, float] = field(default_factory=dict)
     iteration_metrics: dict[str, float] = field(default_factory=dict)
     best_value: float | None = None
     best_step: int = 0
+
+    def note_value(self, value: float | None) -> None:
+        """value: of the metric that keep_best names, at the present step; None if it has none there."""
+        if value is not None and (self.best_value is None or value > self.best_value):
+            self.best_value, self.best_step = value, self.step
 
     def write(self, folder: Path) -> None:
         """Writes the counters."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from sppo_megatron.cluster.interrupt import Interrupted, StopSignals
 from sppo_megatron.engines import kind
 from sppo_megatron.engines.base import Request
 from sppo_megatron.engines.probe import BOUNDS, WeightProbe
@@ -236,3 +242,15 @@ def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
         engine.load_weights(stream(model), 0)
     assert taken == [name for name, _ in weights_of(model)]
     assert engine.weight_version == -1
+
+
+def test_told_to_stop_while_it_samples(folder: Path, replica: VllmReplica) -> None:
+    """Last, since its requests stay in the engine."""
+    engine = VllmEngine(replica, 1)
+    engine.load_weights(weights_of(make_model(folder, 1)), 20)
+    signals = StopSignals()
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+    started = time.monotonic()
+    with contextlib.closing(signals), pytest.raises(Interrupted):
+        engine.generate([replace(REQUEST, num_samples=5000)], replace(PARAMS, max_new_tokens=28))
+    assert time.monotonic() - started < 10

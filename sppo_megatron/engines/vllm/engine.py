@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sppo_megatron.cluster.consensus import of_all_ranks
+from sppo_megatron.cluster.interrupt import Interrupted
 from sppo_megatron.engines.base import Continuation, Deferred, Engine, Pending, Request
 from sppo_megatron.engines.fingerprint import WeightCounter, check_version, find_difference, raise_everywhere
 from sppo_megatron.engines.kind import Surroundings
@@ -98,9 +100,14 @@ class VllmEngine(Engine):
         self, requests: Sequence[Request], params: SamplingParams, version: int
     ) -> list[list[list[Continuation]]]:
         """What each replica sampled for its own requests, in the replicas' order, on every rank."""
-        sampled = self._replica.generate(requests, params) if requests else []
-        mine = [[Continuation.of(*sample, params, version) for sample in samples] for samples in sampled]
-        return of_all_ranks(mine, self._group)[:: self._tp]
+        mine: list[list[Continuation]] | None = None
+        with contextlib.suppress(Interrupted):
+            sampled = self._replica.generate(requests, params) if requests else []
+            mine = [[Continuation.of(*sample, params, version) for sample in samples] for samples in sampled]
+        shares = of_all_ranks(mine, self._group)
+        if None in shares:
+            raise Interrupted
+        return shares[:: self._tp]  # type: ignore[return-value]
 
 
 def build_engine(around: Surroundings) -> VllmEngine:

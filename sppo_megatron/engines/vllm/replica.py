@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import random
@@ -21,12 +22,14 @@ import torch
 from torch import Tensor
 
 from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
+from sppo_megatron.cluster.interrupt import Interrupted, any_was_told
 from sppo_megatron.engines.base import Request, request_seed
 from sppo_megatron.types import SamplingParams
 
 logger = logging.getLogger(__name__)
 
 WORKER_EXTENSION = "sppo_megatron.engines.vllm.worker.WeightReceiver"
+STEPS_BETWEEN_CHECKS = 8  # tokens of every sequence, between two looks whether the job was told to stop
 # In-process and deterministic; no thread binding, which would put all ranks of a machine on one core.
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -79,6 +82,7 @@ class VllmReplica:
 
                 separate_shared_memory()
             self._llm = LLM(**_engine_arguments(settings, world_size, on_gpu))
+        self._make_interruptible()
         self._is_asleep = False
         self.sleep()
 
@@ -114,6 +118,20 @@ class VllmReplica:
         if self._sleeps and not self._is_asleep:
             self._llm.sleep(level=1)
             self._is_asleep = True
+
+    def _make_interruptible(self) -> None:
+        """Has `generate` raise Interrupted, the same on every rank of the replica, if the job is told to stop."""
+        from vllm.distributed import get_tp_group
+
+        engine: Any = self._llm.llm_engine
+        step, count = engine.step, itertools.count()
+
+        def checked_step() -> Any:
+            if next(count) % STEPS_BETWEEN_CHECKS == 0 and any_was_told(torch.device("cpu"), get_tp_group().cpu_group):
+                raise Interrupted
+            return step()
+
+        engine.step = checked_step
 
     def close(self) -> None:
         """Ends the engine and vLLM's process groups; the trainer's stay, which vLLM's own clean-up would end, too."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sppo_megatron.cluster.consensus import of_first_rank
 from sppo_megatron.cluster.http_client import AccessError, RequestError, ServerError, wait_for
+from sppo_megatron.cluster.interrupt import Interrupted, interruptible
 from sppo_megatron.cluster.server_pool import NoServerLeft
 from sppo_megatron.engines.base import Continuation, Engine, Request, request_seed
 from sppo_megatron.engines.fingerprint import check_version
@@ -143,12 +144,12 @@ class VllmServersEngine(Engine):
         )
 
     def _on_first_rank(self, work: Callable[[], T]) -> T:
-        """work() of rank 0, its result or its error, on every rank."""
+        """work() of rank 0, its result or its error, Interrupted too, on every rank."""
         shared: list[Any] = [None, None]
         if dist.get_rank(self._group) == 0:
             try:
                 shared[0] = work()
-            except (ConfigError, TrainingError) as error:
+            except (ConfigError, TrainingError, Interrupted) as error:
                 shared[1] = error
             except (RequestError, ServerError) as error:
                 shared[1] = TrainingError(str(error))
@@ -193,7 +194,10 @@ class _Work:
             self._error = error
 
     def result(self) -> list[list[Continuation]]:
-        self._thread.join()
+        """Raises Interrupted if the job is told to stop before it is there."""
+        if self._thread.is_alive():
+            with interruptible():
+                self._thread.join()
         if self._error is not None:
             raise self._error
         assert self._result is not None

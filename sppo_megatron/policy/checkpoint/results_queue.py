@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-from sppo_megatron.cluster.helper_processes import SpawnWithoutMain, die_with_parent
+from sppo_megatron.cluster.helper_processes import SpawnWithoutMain, serve_parent
 
 
 class _PickledQueue:
@@ -31,5 +31,5 @@ def start_results_queue() -> None:
     outlive a rank that is killed; ours stays light and ends with its parent."""
     if filesystem_async._results_queue is None:
         manager = SyncManager(ctx=SpawnWithoutMain())
-        manager.start(initializer=die_with_parent)
+        manager.start(initializer=serve_parent)
         filesystem_async._results_queue = _PickledQueue(manager.Queue())

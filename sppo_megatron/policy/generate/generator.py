@@ -7,6 +7,7 @@ where they hold parts of the experts for each other: a replica that is done then
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,10 +19,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from sppo_megatron.cluster.consensus import of_all_ranks
+from sppo_megatron.cluster.interrupt import Interrupted, any_was_told
 from sppo_megatron.policy.generate.inference import forward_logits, inference_layout
 from sppo_megatron.policy.generate.sampling import sample_tokens
 from sppo_megatron.policy.model.build import unwrap
 from sppo_megatron.types import SamplingParams
+
+PASSES_BETWEEN_CHECKS = 16  # between two looks whether the job was told to stop
 
 
 class Generator:
@@ -48,20 +52,26 @@ class Generator:
         """(token_ids int32 [n], log_probs float32 [n] nats) for each prompt, in order, the same on every rank.
 
         prompts: int32 [prompt_length], none empty. uniforms: float64 [max_new_tokens] for each. A replica works on
-        batch_size sequences at a time, those of similar prompt length together.
+        batch_size sequences at a time, those of similar prompt length together. Raises Interrupted, the same on every
+        rank, if the job is told to stop meanwhile.
         """
         replicas = self._groups.dp_cp
-        mine = list(range(replicas.rank(), len(prompts), replicas.size()))
-        mine.sort(key=lambda i: len(prompts[i]))  # stable: samples of one prompt stay together
+        order = list(range(replicas.rank(), len(prompts), replicas.size()))
+        order.sort(key=lambda i: len(prompts[i]))  # stable: samples of one prompt stay together
         results: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         others = _Others(self._groups, self._device)
-        with inference_layout(self._models, self._config):
-            for start in range(0, len(mine), batch_size):
-                batch = mine[start : start + batch_size]
+        mine: dict[int, tuple[np.ndarray, np.ndarray]] | None = None
+        with contextlib.suppress(Interrupted), inference_layout(self._models, self._config):
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
                 done = self._generate_batch([prompts[i] for i in batch], [uniforms[i] for i in batch], params, others)
                 results.update(zip(batch, done, strict=True))
             self._step_with_others(others)
-        merged = {i: result for share in of_all_ranks(results, replicas) for i, result in share.items()}
+            mine = results
+        shares = of_all_ranks(mine, replicas)
+        if None in shares:
+            raise Interrupted
+        merged = {i: result for share in shares for i, result in share.items()}  # type: ignore[union-attr]
         return [merged[i] for i in range(len(prompts))]
 
     def _generate_batch(
@@ -131,12 +141,22 @@ class _Others:
     """The replicas whose experts are spread over each other: all of them make a pass, or none."""
 
     def __init__(self, groups: ProcessGroupCollection, device: torch.device):
+        self._replica = groups.mp
+        self._count = 0
         # The expert-parallel block of ranks is whole replicas, or a part of one, whose ranks step together anyway.
         self._group = groups.tp_ep if groups.ep.size() > 1 or groups.expt_tp.size() > groups.tp.size() else None
         self._flag = torch.zeros(1, dtype=torch.int32, device=device)
 
     def any_generates(self, this_one: bool) -> bool:
-        """Whether this replica or another makes a pass now. Called by all of them before each pass."""
+        """Whether this replica or another makes a pass now. Called by all of them before each pass.
+
+        Raises Interrupted, on all of them, if one was told to stop.
+        """
+        if self._count % PASSES_BETWEEN_CHECKS == 0:
+            block = [self._replica] if self._group is None else [self._replica, self._group]
+            if any_was_told(self._flag.device, *block):
+                raise Interrupted
+        self._count += 1
         if self._group is None:
             return this_one
         self._flag.fill_(int(this_one))

@@ -279,31 +279,51 @@ def left_of(folder):
 def test_what_a_reward_started_ends_with_its_worker(orphans_folder):
     """It timed out, also with a child in a session of its own; it died; it forgot a child until the pool was closed."""
     with build_scorer(function_config("orphan_rewards:score", num_workers=1, timeout_s=2.0)) as scorer:
-        [group] = scorer.score([make_group("hang", "hang alone", "die", "forget")])
-        assert [response.error is None for response in group.responses] == [False, False, False, True]
-        assert len(list((orphans_folder / "pids").iterdir())) == 4 and len(left_of(orphans_folder)) <= 1
+        [group] = scorer.score([make_group("hang", "hang alone", "die", "die alone", "forget")])
+        assert [response.error is None for response in group.responses] == [False, False, False, False, True]
+        assert len(list((orphans_folder / "pids").iterdir())) == 5 and len(left_of(orphans_folder)) <= 1
     deadline = time.monotonic() + 10
     while left_of(orphans_folder):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("end", ["killed", "ended"])
+@pytest.mark.parametrize("end", ["killed", "killed alone", "ended"])
 def test_a_piped_run_returns_and_leaves_nothing(orphans_folder, end):
-    """Whoever reads its standard output is not kept waiting by what a reward left behind."""
+    """Whoever reads what it prints is not kept waiting by what a reward left behind."""
     script = SCRIPT.replace("hostile_rewards", "orphan_rewards").replace("1000.0", "2.0 if '{text}' == 'hang' else 1e3")
-    text = {"killed": "hang for ever", "ended": "hang"}[end]
-    process = start_script(script.format(function="score", text=text), stdout=subprocess.PIPE)
-    if end == "killed":
+    text = {"killed": "hang for ever", "killed alone": "hang for ever alone", "ended": "hang"}[end]
+    process = start_script(script.format(function="score", text=text), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if end != "ended":
         while not left_of(orphans_folder):
             time.sleep(0.05)
         process.kill()
-    assert process.stdout.read().startswith("main runs")
+    assert "main runs" in process.stdout.read()
     process.wait(timeout=60)
     deadline = time.monotonic() + 10
     while left_of(orphans_folder):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+SCRUBBED = """
+import os, subprocess, sys
+
+def score(prompt, response, answer):
+    print("printed by the reward")
+    script = "import os, time; open(f'pids/{os.getpid()}', 'w').close(); time.sleep(8)"
+    subprocess.Popen([sys.executable, "-c", script], start_new_session=True, env={})
+    os._exit(7)
+"""
+
+
+def test_what_nobody_could_find_keeps_no_reader_waiting(orphans_folder):
+    """A child of a session of its own, without the environment it came from, whose parent is gone."""
+    (orphans_folder / "orphan_rewards.py").write_text(SCRUBBED)
+    script = SCRIPT.replace("hostile_rewards", "orphan_rewards").format(function="score", text="a")
+    process = start_script(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert "printed by the reward" in process.stdout.read()
+    assert process.wait(timeout=60) == 0 and left_of(orphans_folder), "it is still there"
 
 
 def test_an_error_that_no_file_could_hold_costs_its_own_sample(tmp_path, monkeypatch):

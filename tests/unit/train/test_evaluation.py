@@ -152,5 +152,10 @@ def test_which_metric_says_what_is_best():
     assert judged_by(metrics, "auto") == 0.25
     assert judged_by(metrics, "eval_win_rate_initial") == 0.75
     assert judged_by(metrics, None) is None
+    for later in ("eval_win_rate_previous", "eval_win_rate_previous_low", "eval_win_rate_initial_low"):
+        assert judged_by(metrics, later) is None, "there is none before the second evaluation"
+    assert judged_by({**metrics, "eval_win_rate_previous": 0.6}, "eval_win_rate_previous") == 0.6
+    with pytest.raises(ConfigError, match=r"keep_best=eval_win_rate_last is no metric.*eval_win_rate_previous"):
+        judged_by(metrics, "eval_win_rate_last")
     with pytest.raises(ConfigError, match=r"keep_best=eval_exact_match is no metric.*eval_reward_mean"):
         judged_by(metrics, "eval_exact_match")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,14 @@ def test_the_manager_stays_light(results) -> None:
     maps = [Path(f"/proc/{manager.pid}/maps").read_text() for manager in managers]
     assert maps and not any("libtorch" in text for text in maps)
     assert results.get_nowait() is torch.bfloat16
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_the_manager_lives_as_long_as_it_is_needed(results, number: signal.Signals) -> None:
+    """torchrun sends SIGTERM to the whole process group of a rank, which then wants to save."""
+    managers = [process for process in multiprocessing.active_children() if process.name.startswith("SyncManager")]
+    for manager in managers:
+        os.kill(manager.pid, number)
+    time.sleep(0.2)
+    results.put("still there")
+    assert results.get_nowait() == "still there"
