@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from sppo_megatron.engines.base import Request
 from sppo_megatron.engines.probe import BOUNDS, WeightProbe
 from sppo_megatron.engines.registry import ENGINES
 from sppo_megatron.engines.vllm.engine import VllmEngine
-from sppo_megatron.engines.vllm.replica import EngineSettings, VllmReplica
+from sppo_megatron.engines.vllm.replica import STEPS_BETWEEN_CHECKS, EngineSettings, VllmReplica
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.types import SamplingParams
 from tests.installed import needs_vllm
@@ -244,13 +242,20 @@ def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
     assert engine.weight_version == -1
 
 
-def test_told_to_stop_while_it_samples(folder: Path, replica: VllmReplica) -> None:
+def test_told_to_stop_while_it_samples(folder: Path, replica: VllmReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     """Last, since its requests stay in the engine."""
     engine = VllmEngine(replica, 1)
     engine.load_weights(weights_of(make_model(folder, 1)), 20)
-    signals = StopSignals()
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-    started = time.monotonic()
-    with contextlib.closing(signals), pytest.raises(Interrupted):
-        engine.generate([replace(REQUEST, num_samples=5000)], replace(PARAMS, max_new_tokens=28))
-    assert time.monotonic() - started < 10
+    before = replica._llm.llm_engine.step
+    steps = []
+
+    def step():
+        steps.append(None)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before()
+
+    monkeypatch.setattr(replica._llm.llm_engine, "step", step)
+    with contextlib.closing(StopSignals()), pytest.raises(Interrupted):
+        engine.generate([replace(REQUEST, num_samples=64)], replace(PARAMS, max_new_tokens=28))
+    assert len(steps) < 3 + 2 * STEPS_BETWEEN_CHECKS
