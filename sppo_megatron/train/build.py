@@ -50,6 +50,7 @@ from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
+from sppo_megatron.train.provenance import note_start
 from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, of_source, settings_of
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds, prompt_stream
@@ -113,6 +114,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(output_dir / "config.yaml", OmegaConf.to_yaml(composed, resolve=True))
+        note_start(output_dir, dist.get_world_size(), state.step if resumed_from else None)
         if resumed_from is not None:
             logger.info("continuing from %s", "\n  ".join([str(resumed_from), *map(str, changes)]))
     return Trainer(

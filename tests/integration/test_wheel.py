@@ -61,3 +61,7 @@ def test_it_trains_and_reports(bin_folder: Path, tmp_path: Path):
     assert [line["step"] for line in lines if "step" in line] == list(range(1, 7))
     run([bin_folder / "sppo", "report", tmp_path / "run"], tmp_path)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    printed = run([bin_folder / "sppo", "push", tmp_path / "run", "--repo", "me/digits", "--dry-run"], tmp_path).stdout
+    assert "model.safetensors" in printed
+    card = (tmp_path / "run" / "hf" / "README.md").read_text()
+    assert "python -m sppo_megatron.train" in card and "sppo-megatron 0" in card and "2 iterations, 6 optimizer" in card
