@@ -94,7 +94,8 @@ test-report: $(VENV)/.setup-test
 
 # Files of strangers: thousands of them, some minutes. The suite makes a few.
 fuzz: $(VENV)/.setup-test
-	SPPO_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/unit/data/test_fuzz.py tests/unit/config/test_overrides.py --timeout 3600
+	SPPO_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/unit/data/test_fuzz.py tests/unit/config/test_overrides.py \
+		tests/unit/rewards/test_numbers.py --timeout 3600
 
 # The site in site/. A link that leads nowhere is an error.
 docs: $(VENV)/.setup-docs

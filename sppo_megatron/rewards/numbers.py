@@ -68,8 +68,8 @@ def whole_number(text: str) -> Number | None:
     text = re.sub(r"^(?:\\\(|\\\[)\s*|\s*(?:\\\)|\\\])$", "", text)
     text = re.sub(r"^[A-Za-z]\w*\s*=\s*", "", text)
     text = re.sub(r"^\(\s*([^()]*)\)$", r"\1", text).strip()
-    if power := re.fullmatch(r"(\d{1,4})\s*\^\s*\{?\s*(\d{1,2})\s*\}?", text):
-        return Number(Fraction(int(power[1]) ** int(power[2])), percent=False)
+    if power := re.fullmatch(r"([1-9]\d{0,3})\s*\^\s*\{?\s*(-?\d{1,2})\s*\}?", text):
+        return Number(Fraction(int(power[1])) ** int(power[2]), percent=False)
     text = re.sub(r"^([-+]?\d+)\s+(\d+)\s*/\s*(\d+)", r"\1\\frac{\2}{\3}", text)
     text = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", text)
     text = _TIMES_POWER_OF_TEN.sub(r"e\1", text)

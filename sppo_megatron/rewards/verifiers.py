@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.numbers import Number, last_number, same_number, whole_number
+from sppo_megatron.rewards.own_turn import own_turn
 
 
 class Score(NamedTuple):
@@ -35,7 +36,7 @@ def numeric(prompt: str, response: str, answer: str | None) -> Score:
     Integers must be equal; other numbers too, or within a relative 1e-6. See `numbers.last_number` for what is read.
     """
     expected = number_of_answer(_required(answer))
-    found = last_number(response)
+    found = last_number(own_turn(response))
     correct = found is not None and same_number(found, expected)
     return Score(float(correct), correct)
 
@@ -77,7 +78,7 @@ def math_verify(prompt: str, response: str, answer: str | None) -> Score:
     expected = parse(answer if has_marks else f"\\boxed{{{answer}}}", parsing_timeout=None)
     if not expected:
         raise ConfigError(f"math-verify cannot parse the answer {answer[:80]!r}")
-    found = parse(response, parsing_timeout=None)
+    found = parse(own_turn(response), parsing_timeout=None)
     correct = bool(found) and bool(verify(expected, found, timeout_seconds=None))
     return Score(float(correct), correct)
 

@@ -1,5 +1,6 @@
 """The number a text ends on, and when two numbers are the same."""
 
+import os
 import time
 from fractions import Fraction
 
@@ -8,6 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppo_megatron.rewards.numbers import Number, last_number, same_number
+from sppo_megatron.rewards.verifiers import numeric
+
+many = settings(
+    max_examples=int(os.environ.get("SPPO_FUZZ_EXAMPLES", "100")),
+    deadline=None,
+    derandomize="SPPO_FUZZ_EXAMPLES" not in os.environ,
+)
+pieces = st.sampled_from([*list("0123456789.,-+/^{}()$%= \n"), "\\boxed{", "\\frac", "####", "\\text{", "Human:", "Q:"])
 
 
 @pytest.mark.parametrize(
@@ -70,22 +79,23 @@ def test_same_number(a, b, same):
     assert same_number(second, first) is same
 
 
-@settings(deadline=None)
+@many
 @given(st.integers(), st.text(alphabet="abc .,\n", max_size=10))
 def test_any_integer_is_found_behind_any_words(number, words):
     assert last_number(f"{words} is {number:,}.").value == number
 
 
-@settings(deadline=None)
+@many
 @given(st.fractions(max_denominator=10**6))
 def test_any_fraction_is_exact(number):
     assert last_number(f"it is {number.numerator}/{number.denominator}").value == number
 
 
-@settings(deadline=None)
-@given(st.text())
+@many
+@given(st.text() | st.lists(pieces, max_size=30).map("".join))
 def test_never_raises(text):
     last_number(text)
+    numeric("p", text, "42")
 
 
 @pytest.mark.parametrize("piece", ["1", " ", "1,", "\\frac{", "1/", "\\boxed{", "1e", "-", "5 ", ".", "5*10^"])
