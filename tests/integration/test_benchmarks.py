@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.forked import processes
+from tests.integration import tiny_task
 
 ROOT = Path(__file__).parents[2]
 LOG_PROBS = ["sppo_benchmarks.log_probs", "--tokens", "64", "--vocab", "512", "--hidden", "64", "--rounds", "1"]
@@ -65,3 +67,16 @@ def test_host(tmp_path):
     assert {"mismatch gate", "rollout file written", "packing, 64 ranks"} <= set(rows)
     assert all(row["s/M"] > 0 and row["exponent"] is not None for row in rows.values())
     assert rows["rollout file written"]["bytes/token"] > 4
+
+
+def test_rooms(tmp_path):
+    """What called from room to room once for each of the 24 responses would add 48 moves."""
+    overrides = tiny_task.overrides(tiny_task.make_task(tmp_path), tmp_path / "run", **{"train.iterations": 1})
+    command = [sys.executable, "-m", "sppo_benchmarks.rooms", *overrides]
+    done = processes.run(command, 300, env=tiny_task.environment())
+    assert done.returncode == 0, done.stderr[-4000:]
+    counts = {line.split()[0]: [int(n) for n in re.findall(r"\d+", line)] for line in done.stdout.splitlines()[-4:]}
+    assert counts.keys() == {"_prepare", "_train_step", "_push", "iteration"}
+    assert all(0 < on_cuda <= moves for _, moves, _, on_cuda in counts.values())
+    assert sum(moves for _, moves, *_ in counts.values()) == 2 * counts["iteration"][1]
+    assert counts["iteration"][3] < 130
