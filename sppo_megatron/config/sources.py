@@ -11,7 +11,14 @@ from typing import Any
 from sppo_megatron.config.data import DataConfig, is_hub_id
 
 # Keys of `data` that a source may have a value of its own for
-_OF_RECORDS = ("prompt_key", "answer_key", "response_key", "apply_chat_template", "max_prompt_length")
+_OF_RECORDS = (
+    "prompt_key",
+    "answer_key",
+    "response_key",
+    "apply_chat_template",
+    "chat_template_kwargs",
+    "max_prompt_length",
+)
 _OF_TRAINING = ("weight", "repeat")
 _NAME = r"[\w.-]+"
 
@@ -118,6 +125,8 @@ def _are_weights(values: Sequence[Any]) -> bool:
 def _fits(key: str, value: Any) -> bool:
     if key == "apply_chat_template":
         return isinstance(value, bool)
+    if key == "chat_template_kwargs":
+        return isinstance(value, Mapping)
     if key == "max_prompt_length":
         return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
     return isinstance(value, str) or (key == "response_key" and value is None)

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sppo_megatron.config import Config
+from sppo_megatron.config import Config, DataConfig
 from sppo_megatron.data.chat_template import end_of_turn
+from sppo_megatron.data.sources import LoadedSource
 from sppo_megatron.errors import raise_problems
 from sppo_megatron.types import Prompt
 
@@ -17,15 +18,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_inputs(config: Config, inputs: Inputs) -> None:
+def check_inputs(config: Config, inputs: Inputs, loaded: Sequence[LoadedSource]) -> None:
     """Raises ConfigError, listing every problem: token ids without a row in the embedding, sequences that are longer
-    than the model has positions. Warns if responses can't end where the chat template ends a turn."""
+    than the model has positions. Warns if responses can't end where the chat template ends a turn.
+
+    loaded: the sources of prompts that responses are sampled for, of training and evaluation.
+    """
     vocab_size, positions = inputs.model.vocab_size, max_positions(inputs.hf_config)
     problems: list[str] = []
-    for key, prompts in (("train_path", inputs.train_prompts), ("eval_path", inputs.eval_prompts)):
-        name = f"data.{key}={getattr(config.data, key)}"
-        problems += _bad_prompt_ids(name, prompts, vocab_size, inputs.tokenizer)
-        problems += _too_long(name, prompts, config.rollout.max_response_length, positions)
+    for each in loaded:
+        name = f"{each.source.key}={each.source.path}"
+        problems += _bad_prompt_ids(name, each.prompts, vocab_size, inputs.tokenizer)
+        problems += _too_long(name, each.prompts, config.rollout.max_response_length, positions)
     if inputs.stored is not None:
         name = f"rollout.path={config.rollout.path}"
         largest, longest = inputs.stored.bounds()
@@ -37,8 +41,8 @@ def check_inputs(config: Config, inputs: Inputs) -> None:
     if wrong:
         problems.append(f"rollout.stop_token_ids={wrong} can't be sampled: {_rows(vocab_size)}")
     raise_problems(problems)
-    if inputs.stored is None or inputs.eval_prompts:
-        _check_ends(config, inputs)
+    if loaded:
+        _check_ends(inputs, [each.source.data for each in loaded if each.source.data.apply_chat_template])
 
 
 def max_positions(hf_config: Any) -> int | None:
@@ -80,15 +84,15 @@ def _too_long(name: str, prompts: Sequence[Prompt], response_length: int, positi
     )
 
 
-def _check_ends(config: Config, inputs: Inputs) -> None:
+def _check_ends(inputs: Inputs, with_template: Sequence[DataConfig]) -> None:
     ends = {token for token in inputs.stop_token_ids if token < inputs.model.vocab_size}
     if not ends:
         logger.warning(
             "no token ends a response, so that each has rollout.max_response_length tokens: set rollout.stop_token_ids"
         )
-    if not config.data.apply_chat_template or inputs.tokenizer is None:
+    if not with_template or inputs.tokenizer is None:
         return
-    text, token = end_of_turn(inputs.tokenizer, config.data.chat_template_kwargs)
+    text, token = end_of_turn(inputs.tokenizer, with_template[0].chat_template_kwargs)
     if token is not None and token not in ends:
         logger.warning(
             "the chat template ends a turn of the assistant with %r (token %d), which doesn't end a response "

@@ -103,7 +103,7 @@ def read_inputs(config: Config) -> Inputs:
         stop_token_ids=stop_token_ids(hf_config, load_generation_config(folder), tokenizer)
         | frozenset(config.rollout.stop_token_ids),
     )
-    check_inputs(config, inputs)
+    check_inputs(config, inputs, loaded)
     return inputs
 
 

@@ -16,6 +16,7 @@ from sppo_megatron.engines.base import Continuation, Deferred, Engine, Pending, 
 from sppo_megatron.engines.fingerprint import WeightCounter, check_version, find_difference, raise_everywhere
 from sppo_megatron.engines.kind import Surroundings
 from sppo_megatron.engines.vllm.replica import EngineSettings, VllmReplica
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import SamplingParams
 
 
@@ -111,12 +112,17 @@ class VllmEngine(Engine):
 
 
 def build_engine(around: Surroundings) -> VllmEngine:
-    """The configured replicas over all ranks."""
-    v = around.config.rollout.vllm
+    """The configured replicas over all ranks. Raises ConfigError, the same on each, if vLLM would cut responses."""
+    v, needed = around.config.rollout.vllm, around.longest_prompt + around.config.rollout.max_response_length
+    if v.max_model_len is not None and v.max_model_len < needed:
+        raise ConfigError(
+            f"rollout.vllm.max_model_len={v.max_model_len} is less than the {needed} tokens of the longest prompt with "
+            "rollout.max_response_length: responses would be cut off there; raise it, or set it to null"
+        )
     settings = EngineSettings(
         folder=around.folder,
         dtype=around.config.precision.dtype,
-        max_model_len=v.max_model_len or around.longest_prompt + around.config.rollout.max_response_length,
+        max_model_len=v.max_model_len or needed,
         tensor_parallel_size=v.tensor_parallel_size,
         max_num_seqs=v.max_num_seqs,
         gpu_memory_utilization=v.gpu_memory_utilization,

@@ -173,3 +173,17 @@ def test_positions_after_scaling(rope, positions):
     config = SimpleNamespace(max_position_embeddings=64, rope_parameters=rope)
     config.get_text_config = lambda: config
     assert max_positions(config) == positions
+
+
+def test_every_source_is_named_and_has_its_own_template(config, tmp_path, caplog):
+    change_model(config, eos_token_id=4)
+    path, other = Path(config.data.train_path), tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "Hi " * 40, "answer": "1"}) + "\n")
+    config.data.train_path = None
+    plain = {"name": "plain", "path": str(other)}
+    config.data.sources = [{"name": "chat", "path": str(path), "apply_chat_template": True}, plain]
+    assert f"data.sources.plain={other}: a prompt of 40 tokens" in refused(config)
+    plain["max_prompt_length"] = 32
+    other.write_text(json.dumps({"prompt": "Hi", "answer": "1"}) + "\n")
+    [said] = warnings(config, caplog)
+    assert "rollout.stop_token_ids=[3]" in said
