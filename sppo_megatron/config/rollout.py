@@ -59,7 +59,7 @@ class ServerConfig:
     """vLLM servers (rollout.engine=vllm_server), as `sppo serve` starts them."""
 
     urls: Free[list[str]] = field(default_factory=list)
-    "http://host:port of each."
+    "Each server's http://host:port, or https://host/path, with or without /v1."
     model: Free[str | None] = None
     "Name of the model that they serve; null = the only one."
     api_key_env: Free[str] = "VLLM_API_KEY"

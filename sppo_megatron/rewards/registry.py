@@ -112,7 +112,7 @@ def _check_judge(reward: RewardConfig) -> Iterator[str]:
     urls = reward.judge.urls
     if not urls:
         yield "reward.kind=judge needs reward.judge.urls=[http://host:port, ...] of an OpenAI-compatible server"
-    yield from url_problems(urls, "reward.judge", have_paths=True)
+    yield from url_problems(urls, "reward.judge")
 
 
 def _check_mixture(reward: RewardConfig) -> Iterator[str]:

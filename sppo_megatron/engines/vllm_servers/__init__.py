@@ -17,7 +17,7 @@ def _check(config: Config, world_size: int) -> Iterator[str]:
             "rollout.engine=vllm_server needs rollout.server.urls=[http://host:port, ...]: "
             "start servers with `sppo serve --model ...`, which prints them"
         )
-    yield from url_problems(urls, "rollout.server", have_paths=False)
+    yield from url_problems(urls, "rollout.server")
 
 
 def _build(around: Surroundings) -> Engine:

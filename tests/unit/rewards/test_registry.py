@@ -57,8 +57,12 @@ def test_good(settings):
     [
         ({"kind": "judge", "objective": WIN_RATE}, ["reward.judge.urls=[http://host:port"]),
         (
+            {"kind": "judge", "judge": {"urls": ["http://a/v1#x"]}, "objective": WIN_RATE},
+            ["'http://a/v1#x'", "http://host:port or https://host/path"],
+        ),
+        (
             {"kind": "judge", "judge": {"urls": ["http://a/v1?key=x"]}, "objective": WIN_RATE},
-            ["'http://a/v1?key=x'", "http://host:port or https://host/path"],
+            ["holds a password or a key", "reward.judge.api_key_env"],
         ),
         ({"kind": "judge", "judge": {"urls": [URLS[0]] * 2}, "objective": WIN_RATE}, ["names a server twice"]),
         ({"kind": "judge", "judge": {"urls": URLS}}, ["reward.kind=judge", "objective.reward=win_rate"]),

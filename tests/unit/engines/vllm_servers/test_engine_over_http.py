@@ -123,6 +123,15 @@ def test_samples_are_of_their_requests(tmp_path):
     assert not (tmp_path / "unfinished.jsonl").exists()
 
 
+@pytest.mark.parametrize("end", ["/", "/v1", "/v1/"])
+def test_an_url_may_end_with_the_version(tmp_path, end):
+    """Samples are asked for under it, weights beside it."""
+    server = Server()
+    server.url += end
+    asking = engine(tmp_path, server)
+    assert asking.load_weights(weights(), 3) == 48 and told(asking.generate(REQUESTS, PARAMS)) == expected(REQUESTS)
+
+
 def test_weights_arrive_and_name_the_samples(tmp_path):
     servers = [Server(), Server()]
     asking = engine(tmp_path, *servers)
