@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sppo_megatron.hf.architecture import Architecture, MixtureOfExperts
+from sppo_megatron.hf.architecture import Architecture, LatentAttention, MixtureOfExperts
 from sppo_planner.arithmetic import Term, term
 from sppo_planner.parallel_sizes import ParallelSizes
 
@@ -42,6 +42,9 @@ class Tokens:
 
 def attention_terms(a: Architecture, sizes: ParallelSizes, tokens: Tokens, saved: SavedBytes) -> list[Term]:
     """Norm, projections and attention of one layer. `softmax statistics` is what selective recomputation drops."""
+    post_norm = _norm_terms("norm behind attention", a.hidden_size, sizes, tokens, saved)[:-1] if a.post_norms else []
+    if a.latent is not None:
+        return _latent_terms(a, a.latent, sizes, tokens, saved)
     queries, keys = a.num_attention_heads * a.head_dim, max(a.num_query_groups, sizes.tp) * a.head_dim
     whole: dict[str, float] = {"tokens": tokens.count}
     terms = [
@@ -54,6 +57,26 @@ def attention_terms(a: Architecture, sizes: ParallelSizes, tokens: Tokens, saved
     ]
     if a.qk_norm:
         terms += _qk_norm_terms(queries, keys, a.num_query_groups > sizes.tp, sizes, tokens, saved)
+    return terms + post_norm
+
+
+def _latent_terms(
+    a: Architecture, latent: LatentAttention, sizes: ParallelSizes, tokens: Tokens, saved: SavedBytes
+) -> list[Term]:
+    """Queries, keys and values are made anew from the latent vectors, which are normed."""
+    whole: dict[str, float] = {"tokens": tokens.count, "heads": a.num_attention_heads}
+    query = latent.qk_dim + latent.rope_dim
+    terms = [
+        *_norm_terms("input norm", a.hidden_size, sizes, tokens, saved),
+        *_norm_terms("norm of keys and values", latent.kv_rank, sizes, tokens, saved),
+        term("queries and keys", **whole, elements=2 * query, bytes=saved.activation).over(tp=sizes.tp),
+        term("values", **whole, elements=latent.v_dim, bytes=saved.activation).over(tp=sizes.tp),
+        term("cosines and sines", positions=tokens.positions, elements=4 * latent.rope_dim, bytes=saved.activation),
+        term("attention output", **whole, elements=latent.v_dim, bytes=saved.linear_input).over(tp=sizes.tp),
+        term(SOFTMAX_STATISTICS, **whole, bytes=4).over(tp=sizes.tp),
+    ]
+    if latent.q_rank is not None:
+        terms += _norm_terms("norm of queries", latent.q_rank, sizes, tokens, saved)
     return terms
 
 
@@ -62,10 +85,19 @@ SOFTMAX_STATISTICS = "softmax statistics"
 
 def dense_mlp_terms(a: Architecture, sizes: ParallelSizes, tokens: Tokens, saved: SavedBytes) -> list[Term]:
     """Norm and gated MLP of one layer."""
+    post_norm = _norm_terms("norm behind the MLP", a.hidden_size, sizes, tokens, saved)[:-1] if a.post_norms else []
     return [
         *_norm_terms("MLP norm", a.hidden_size, sizes, tokens, saved),
         *_gated_mlp_terms("MLP", {"tokens": tokens.count}, a.ffn_hidden_size, sizes.tp, saved),
+        *post_norm,
+        *([] if a.activation == "silu" else [_unfused_activation(a, sizes, tokens, saved)]),
     ]
+
+
+def _unfused_activation(a: Architecture, sizes: ParallelSizes, tokens: Tokens, saved: SavedBytes) -> Term:
+    """SiLU and its product are one function, other activations are two."""
+    name = f"MLP, {a.activation} of the gate"
+    return term(name, tokens=tokens.count, elements=a.ffn_hidden_size, bytes=saved.activation).over(tp=sizes.tp)
 
 
 def mixture_terms(
@@ -93,7 +125,8 @@ def mixture_terms(
     if moe.shared_ffn_hidden_size is not None:
         whole: dict[str, float] = {"tokens": tokens.count}
         terms += _gated_mlp_terms("shared expert", whole, moe.shared_ffn_hidden_size, sizes.tp, saved)
-        terms.append(term("shared expert's gated output", **local, hidden=a.hidden_size, bytes=saved.activation))
+        if moe.shared_gate:
+            terms.append(term("shared expert's gated output", **local, hidden=a.hidden_size, bytes=saved.activation))
     return terms
 
 

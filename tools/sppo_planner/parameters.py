@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sppo_megatron.hf.architecture import Architecture
-from sppo_megatron.hf.mapping import EMBEDDING, OUTPUT_LAYER, expert_index, hf_shapes, parameter_layouts
+from sppo_megatron.hf.mapping import EMBEDDING, EXPERT_BIAS, OUTPUT_LAYER, expert_index, hf_shapes, parameter_layouts
 from sppo_megatron.hf.tensor_layouts import TensorLayout
 from sppo_planner.parallel_sizes import ParallelSizes
 
@@ -42,7 +42,7 @@ class ParameterTable:
         self._shards: dict[tuple[str, int], int] = {}
         self._found: dict[tuple[bool, int, int, int, int], list[Parameter]] = {}
         for name, layout in parameter_layouts(architecture, architecture.vocab_size).items():
-            if name.startswith("decoder.layers."):
+            if name.startswith("decoder.layers.") and not name.endswith(EXPERT_BIAS):
                 layer = self._layers.setdefault(int(name.split(".")[2]), [])
                 layer.append((_NUMBER.sub(".*", name), expert_index(name), layout))
         for layer in self._layers.values():
@@ -129,6 +129,7 @@ class ParameterTable:
 
 
 def _order_in_layer(kind: str) -> int:
-    """Megatron builds the output projection before that of queries, keys and values; the rest is as in the table."""
-    order = ("input_layernorm", "linear_proj", "linear_qkv", "q_layernorm", "k_layernorm", "pre_mlp_layernorm", "mlp")
-    return next(place for place, part in enumerate(order) if f".{part}." in kind)
+    """Megatron builds the output projection before what queries, keys and values come from; the rest is as in the
+    table. A bias of the experts' choice is a buffer, which no optimizer knows."""
+    order = ("input_layernorm", "linear_proj", "linear_q", "linear_kv", "q_layernorm", "k", "pre_mlp_layernorm", "mlp")
+    return next(place for place, part in enumerate(order) if f".{part}" in kind)

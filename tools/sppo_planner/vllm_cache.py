@@ -9,8 +9,16 @@ from sppo_planner.job import Job
 
 
 def sequence_bytes(job: Job) -> int:
-    """Keys and values of the longest sequence, over an engine's tensor-parallel ranks."""
+    """Keys and values of the longest sequence, over an engine's tensor-parallel ranks.
+
+    Of multi-latent attention the latent vector and the key's rotated part, whole on each rank. Layers with a window
+    are counted as others: the cache is laid out for the longest.
+    """
     a = job.architecture
+    if a.latent is not None:
+        ranks = job.config.rollout.vllm.tensor_parallel_size
+        of_token = (a.latent.kv_rank + a.latent.rope_dim) * a.num_layers * ranks
+        return of_token * job.itemsize * job.workload.longest
     return 2 * a.num_query_groups * a.head_dim * a.num_layers * job.itemsize * job.workload.longest
 
 

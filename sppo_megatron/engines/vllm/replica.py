@@ -24,6 +24,7 @@ from torch import Tensor
 from sppo_megatron.cluster.garbage_collection import garbage_collection_paused
 from sppo_megatron.cluster.interrupt import Interrupted, any_was_told
 from sppo_megatron.engines.base import Request, request_seed
+from sppo_megatron.engines.vllm.cpu_mends import cpu_arguments
 from sppo_megatron.types import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -
     else:
         # vLLM takes back what it drew for a prompt that is computed in parts; a generator on CPU can't, and it crashes.
         arguments["enable_chunked_prefill"] = False
+        arguments |= cpu_arguments(settings.folder)
     if settings.kv_cache_memory_mib is not None or not on_gpu:
         arguments["kv_cache_memory_bytes"] = (settings.kv_cache_memory_mib or 256) << 20
     return arguments | settings.engine_args

@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from sppo_megatron.engines.fingerprint import WeightCounter
+from sppo_megatron.engines.vllm.cpu_mends import mend_rotary
 from sppo_megatron.engines.vllm.names import find_untaken
 from sppo_megatron.engines.vllm_servers.broadcast_link import BroadcastLink
 
@@ -108,6 +109,9 @@ class BroadcastReceiver(WeightTransferEngine[BroadcastInit, BroadcastUpdate]):
     def shutdown(self) -> None:
         self.link = None
 
+
+if current_platform.is_cpu():  # vLLM imports this module before it builds a model
+    mend_rotary()
 
 BACKEND = "sppo"
 if BACKEND not in WeightTransferEngineFactory._registry:

@@ -31,6 +31,10 @@ class Router(TopKRouter):
         self.expert_bias.data = self.expert_bias.data.float()
         self.local_tokens_per_expert.data = self.local_tokens_per_expert.data.float()
 
+    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
+        """Counts the choices of real tokens; Megatron's own takes the [tokens] mask for one of the map's shape."""
+        super()._apply_expert_bias(routing_map, None if padding_mask is None else padding_mask[:, None])
+
     def _apply_aux_loss(
         self, probs: Tensor, scores_for_aux_loss: Tensor, routing_map: Tensor, with_padding_mask: bool = False
     ) -> Tensor:

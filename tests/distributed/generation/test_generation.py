@@ -51,6 +51,8 @@ LAYOUTS = {
     "tp2-ep2-qwen3-moe": (4, "qwen3-moe", {TP: 2, EP: 2, **SP, "rollout.batch_size": 4}),
     "pp2-ep2-qwen3-moe": (4, "qwen3-moe", {PP: 2, EP: 2, "rollout.batch_size": 4}),
     # Caches of windows with two kinds of rotary frequencies, and of keys and values of different sizes.
+    "one-process-gemma3": (1, "gemma3", {}),
+    "one-process-deepseek-v3": (1, "deepseek-v3", {}),
     "pp2-gemma3": (2, "gemma3", {PP: 2, "rollout.batch_size": 5}),
     "tp2-deepseek-v3": (2, "deepseek-v3", {TP: 2, **SP}),
     "cp2-deepseek-v3": (2, "deepseek-v3", {CP: 2}),

@@ -43,6 +43,7 @@ GVPO = Settings(name="gvpo", eta=5.0, epochs=2, minibatch_size=8)
 MNPO = Settings(name="mnpo", eta=0.4, ref_coef=0.2, opponent=("qwen2-tied-earlier", 0.5), epochs=2, minibatch_size=4)
 PAPERS = {"grpo": GRPO, "dapo": DAPO, "gvpo": GVPO, "mnpo": MNPO}
 BALANCED = Settings(aux_loss_coeff=5.0)  # most of the gradient
+BIASED = Settings(iterations=1, expert_bias_rate=0.05)
 BALANCED_EACH = Settings(aux_loss_coeff=5.0, aux_of_each=True)
 
 # One micro-batch a mini-batch: as many rows, or packed. The rows' padding must not count.
@@ -68,6 +69,7 @@ class Case:
             "rollout.path": folder / "rollouts.jsonl",
             "rollout.temperature": s.temperature,
             "model.moe_aux_loss_coeff": s.aux_loss_coeff,
+            "model.moe_expert_bias_update_rate": s.expert_bias_rate,
             "objective.eta": s.eta,
             "objective.baseline": s.baseline,
             "objective.loss_agg_mode": "seq-mean-token-mean" if s.length_weight else "seq-mean-token-sum",
@@ -225,6 +227,10 @@ CASES = [
     Case("tp2-sp-ep2-qwen2-moe", 4, {TP: 2, SP: "true", EP: 2, ROWS: 2}, "qwen2-moe"),
     Case("tp2-sp-ep4-etp1-mixtral", 4, {TP: 2, SP: "true", EP: 4, ETP: 1, ROWS: 2}, "mixtral"),
     Case("pp2-ep2-qwen2-moe-packed", 4, {PP: 2, EP: 2, PACKED: 48}, "qwen2-moe"),
+    Case("one-process-biased-glm4-moe", 1, {ROWS: 3, **RECOMPUTED}, "glm4-moe", BIASED),
+    Case("tp2-sp-biased-glm4-moe", 2, {TP: 2, SP: "true", PACKED: 64}, "glm4-moe", BIASED),
+    Case("pp2-biased-deepseek-v3", 2, {PP: 2, ROWS: 2}, "deepseek-v3", BIASED),
+    Case("ep2-biased-deepseek-v3", 2, {EP: 2, ROWS: 3}, "deepseek-v3", BIASED),
     Case("one-process-balanced", 1, WHOLE, "qwen3-moe", BALANCED),
     Case("one-process-balanced-packed", 1, {PACKED: 400}, "qwen2-moe", BALANCED),
     Case("one-process-balanced-recomputed", 1, {**WHOLE, **RECOMPUTED}, "qwen3-moe", BALANCED),

@@ -49,6 +49,7 @@ class Settings:
     adam_eps: float = 1e-5
     clip_grad: float = 0.5
     aux_loss_coeff: float = 0.0  # of a mixture of experts
+    expert_bias_rate: float = 0.0
     aux_of_each: bool = False  # each sequence is a micro-batch, on two data-parallel ranks; else all are one
 
 
@@ -120,6 +121,9 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
                     of_layers = sum(_imbalance(model, batch) for batch in micro_batches) / count
                     (settings.aux_loss_coeff * of_layers.sum()).backward()
                     aux_losses.append(of_layers.mean().item())
+                if settings.expert_bias_rate:
+                    fed = [(prompt + response)[:-1] for prompt, response, _ in sequences[begin : chosen.stop]]
+                    _balance(model, [ids for ids in fed if ids], settings.expert_bias_rate)
                 norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)))
                 optimizer.step()
                 losses.append(loss.item())
@@ -277,6 +281,27 @@ def _loss(model, sequences, old, chosen, settings: Settings) -> torch.Tensor:
         total = total + squared / (len(response) if settings.length_weight else 1)
         count += 1
     return total / count / (2 * settings.eta if settings.kimi_scale else 1)
+
+
+@torch.no_grad()
+def _balance(model: torch.nn.Module, sequences: list[list[int]], rate: float) -> None:
+    """DeepSeek-V3, section 2.1.2: the bias of an expert with less than its share of tokens grows, others shrink."""
+    routers = [module for module in model.modules() if hasattr(module, "e_score_correction_bias")]
+    counts = [torch.zeros_like(router.e_score_correction_bias) for router in routers]
+
+    def count(number: int):
+        def hook(module, arguments, output) -> None:
+            for expert in output[2].flatten().tolist():
+                counts[number][expert] += 1
+
+        return hook
+
+    hooks = [router.register_forward_hook(count(number)) for number, router in enumerate(routers)]
+    for ids in sequences:
+        model(torch.tensor([ids]))
+    for hook, router, found in zip(hooks, routers, counts, strict=True):
+        hook.remove()
+        router.e_score_correction_bias += rate * torch.sign(found.mean() - found)
 
 
 def _imbalance(model: torch.nn.Module, sequences: list[list[int]]) -> torch.Tensor:

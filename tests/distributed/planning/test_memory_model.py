@@ -124,8 +124,13 @@ def planned_activations(case: Case, folder: Path, stage: int) -> float:
     return layers.held.value + max(head.value, layers.recomputed.value)
 
 
-# Context parallelism is left out: plain torch gathers keys and values there, Transformer Engine passes them on.
-@pytest.mark.parametrize("case", [case for case in CASES if CP not in case.overrides], ids=lambda case: case.name)
+# Context parallelism is left out: plain torch gathers keys and values there, Transformer Engine passes them on; so are
+# windows and values of another size than keys, for which plain torch keeps masks and scores.
+@pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if CP not in case.overrides and case.model not in ("gemma3", "deepseek-v3")],
+    ids=lambda case: case.name,
+)
 def test_activations_are_within_the_stated_error(case: Case, folder: Path, measured) -> None:
     by_stage: dict[int, list[float]] = {}
     for found in measured(case):  # over expert-parallel ranks the routed tokens are even on average alone

@@ -25,6 +25,10 @@ pytestmark = needs_vllm
 WORKER = Path(__file__).parents[1] / "layouts" / "worker.py"
 TEMPERATURE = 0.8
 WIDE = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on CPU wants heads of 32 and more
+# and multi-latent attention the published sizes of keys and values
+LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
+LATENT |= {"qk_head_dim": 96, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}  # vLLM reads them, all publish them
+SIZES = {"deepseek-v3": {"hidden_size": 128, **LATENT}}
 
 TP, PP = "parallelism.tensor_model_parallel_size", "parallelism.pipeline_model_parallel_size"
 EP, SP = "parallelism.expert_model_parallel_size", {"parallelism.sequence_parallel": "true"}
@@ -36,6 +40,11 @@ LAYOUTS = {
     "pp2-qwen3": (2, "qwen3", {PP: 2}),
     "pp2-qwen2-tied": (2, "qwen2-tied", {PP: 2, ROLLOUT_TP: 2}),
     "ep2-qwen3-moe": (2, "qwen3-moe", {EP: 2}),
+    "pp2-gemma3": (2, "gemma3", {PP: 2}),
+    "tp2-ministral3": (2, "ministral3", {TP: 2, **SP, ROLLOUT_TP: 2}),
+    "tp2-mixtral-window": (2, "mixtral-window", {TP: 2, **SP}),
+    "ep2-glm4-moe": (2, "glm4-moe", {EP: 2}),
+    "tp2-deepseek-v3": (2, "deepseek-v3", {TP: 2, **SP}),
     "tp2-pp2-qwen2-tied": (4, "qwen2-tied", {TP: 2, PP: 2, ROLLOUT_TP: 2}),
 }
 
@@ -45,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("vllm")
     demo = tiny_task.demo_module()
     for kind in {model for _, model, _ in LAYOUTS.values()}:
-        models.make_model(kind, path / kind, **WIDE)
+        models.make_model(kind, path / kind, **SIZES.get(kind, WIDE))
         demo.make_tokenizer().save_pretrained(path / kind)
     demo.write_problems(path / "prompts.jsonl", demo.reversals(demo.make_numbers(7, seed=3)))
     return path
