@@ -40,10 +40,14 @@ def resolve_hf_folder(hf_path: str, key: str = "model.hf_path", with_weights: bo
 
 
 def load_generation_config(folder: Path) -> Any | None:
-    """The folder's generation config, None if it has none."""
-    if not (folder / "generation_config.json").exists():
+    """The folder's generation config, None if it has none. Raises ConfigError if it can't be read."""
+    path = folder / "generation_config.json"
+    if not path.exists():
         return None
-    return GenerationConfig.from_pretrained(str(folder))
+    try:
+        return GenerationConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}; mend it, or remove it") from error
 
 
 def stop_token_ids(hf_config: Any, generation_config: Any | None, tokenizer: Any | None) -> frozenset[int]:

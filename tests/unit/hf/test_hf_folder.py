@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 from transformers import GenerationConfig
 
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.hf_folder import (
     load_generation_config,
     resolve_hf_folder,
@@ -108,6 +109,13 @@ def test_generation_config(tmp_path):
     assert load_generation_config(tmp_path) is None
     GenerationConfig(eos_token_id=[4, 5]).save_pretrained(tmp_path)
     assert load_generation_config(tmp_path).eos_token_id == [4, 5]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_torn_generation_config_is_named(tmp_path, content):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"generation_config\.json can't be read: .*; mend it, or remove it"):
+        load_generation_config(tmp_path)
 
 
 @pytest.mark.parametrize(
