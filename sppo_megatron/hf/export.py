@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import groupby
+from math import prod
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,12 +14,25 @@ from torch import Tensor
 
 from sppo_megatron.cluster.consensus import of_all_ranks
 from sppo_megatron.hf.mapping import canonical_name, expert_index
-from sppo_megatron.hf.tensor_layouts import TensorLayout
+from sppo_megatron.hf.tensor_layouts import Replicated, TensorLayout
+
+T = TypeVar("T")
+AHEAD_BYTES = 2**24  # of whole tensors that are made together: small ones don't come one by one
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """What a rank holds of a parameter, and who holds it: a pipeline stage and an expert-parallel rank of it."""
+class ExportGroups:
+    """Where the shards are. expert_tp: of experts, which are split over it and not over tp. ep: None without one."""
+
+    tp: dist.ProcessGroup
+    pp: dist.ProcessGroup
+    ep: dist.ProcessGroup | None = None
+    expert_tp: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A parameter's shard, and who has it: the first pipeline stage and the first expert-parallel rank that do."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -25,70 +40,137 @@ class _Shard:
     stage: int = 0
 
 
-AHEAD_BYTES = 2**24  # of whole tensors that are made together: small ones don't come one by one
+@dataclass(frozen=True)
+class _Bucket:
+    """Parameters that take the same way: from one stage and expert-parallel rank, split over one group or not."""
+
+    names: tuple[str, ...]
+    held: _Held
+    shapes: tuple[tuple[int, ...], ...]
+    is_expert: bool
+    is_split: bool
 
 
-def stream_hf_tensors(
-    parameters: Mapping[str, Tensor],
-    layouts: Mapping[str, TensorLayout],
-    *,
-    tp_group: dist.ProcessGroup,
-    pp_group: dist.ProcessGroup,
-    device: torch.device,
-    ep_group: dist.ProcessGroup | None = None,
-    expert_tp_group: dist.ProcessGroup | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields (Hugging Face name, whole tensor) in the model's order, the same on every rank.
+class ExportPlan:
+    """What is sent when, by whom: made once for a model, the same on every rank. Collective.
 
-    parameters: this rank's shards by global Megatron name. ep_group and expert_tp_group: where experts are, if not on
-    every rank and sharded as all else. Every rank of all groups must run the iterator to its end: each tensor costs one
-    all-gather over the tensor-parallel group that holds it and one broadcast over the expert-parallel group and the
-    pipeline. Tensors have the parameters' dtype; each is the caller's own. Those up to AHEAD_BYTES are there together.
+    parameters: this rank's shards by global Megatron name. Raises RuntimeError if no stage holds a layout's parameter.
     """
-    tensors = _tensors(parameters, layouts, tp_group, pp_group, device, ep_group, expert_tp_group)
-    return chain.from_iterable(buckets(tensors, AHEAD_BYTES))
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], layouts: Mapping[str, TensorLayout], groups: ExportGroups
+    ) -> None:
+        self.layouts, self.groups = layouts, groups
+        self.holders = _find_holders(_by_canonical_name(parameters), groups)
+        if missing := [name for name in layouts if name not in self.holders]:
+            raise RuntimeError(f"no pipeline stage holds {missing[0]}")
+        sizes = ((name, self._whole_bytes(name)) for name in layouts)
+        self.windows = [[name for name, _ in window] for window in _windows(sizes, AHEAD_BYTES)]
+
+    def group_of(self, name: str) -> dist.ProcessGroup:
+        """The group that a parameter is split over."""
+        is_expert = expert_index(name) is not None
+        return self.groups.expert_tp if is_expert and self.groups.expert_tp is not None else self.groups.tp
+
+    def buckets(self, window: list[str]) -> list[_Bucket]:
+        """Of a window's parameters, in the same order on every rank."""
+        ways = {name: self._way(name) for name in window}
+        order = sorted(window, key=lambda name: str(ways[name]))
+        found = []
+        for (is_expert, is_split, _), group in groupby(order, key=lambda name: ways[name]):
+            names = tuple(group)
+            shapes = tuple(self.holders[name].shape for name in names)
+            found.append(_Bucket(names, self.holders[names[0]], shapes, is_expert, is_split))
+        return found
+
+    def _way(self, name: str) -> tuple[bool, bool, tuple[int, int, torch.dtype]]:
+        held, is_expert = self.holders[name], expert_index(name) is not None
+        is_split = self.group_of(name).size() > 1 and not isinstance(self.layouts[name], Replicated)
+        return is_expert, is_split, (held.stage, held.ep_rank if is_expert else 0, held.dtype)
+
+    def _whole_bytes(self, name: str) -> int:
+        held = self.holders[name]
+        return prod(held.shape) * held.dtype.itemsize * self.group_of(name).size()
 
 
 @torch.no_grad()
-def _tensors(
-    parameters: Mapping[str, Tensor],
-    layouts: Mapping[str, TensorLayout],
-    tp_group: dist.ProcessGroup,
-    pp_group: dist.ProcessGroup,
-    device: torch.device,
-    ep_group: dist.ProcessGroup | None,
-    expert_tp_group: dist.ProcessGroup | None,
+def stream_hf_tensors(
+    parameters: Mapping[str, Tensor], plan: ExportPlan, device: torch.device
 ) -> Iterator[tuple[str, Tensor]]:
-    local = {canonical_name(name): parameter for name, parameter in parameters.items()}
-    holders = _find_holders(local, pp_group, ep_group)
-    for name, layout in layouts.items():
-        held = holders.get(name)
-        if held is None:
-            raise RuntimeError(f"no pipeline stage holds {name}")
-        is_expert = expert_index(name) is not None
-        group = expert_tp_group if is_expert and expert_tp_group is not None else tp_group
-        shards = [torch.empty(held.shape, dtype=held.dtype, device=device) for _ in range(group.size())]
-        if pp_group.rank() == held.stage:
-            if name in local and (not is_expert or ep_group is None or ep_group.rank() == held.ep_rank):
-                dist.all_gather(shards, _plain(local[name].detach()).contiguous(), group=group)
-            if is_expert:
-                _broadcast(shards, held.ep_rank, ep_group)
-        _broadcast(shards, held.stage, pp_group)
-        yield from zip(layout.hf_names, layout.unshard(shards), strict=True)
+    """Yields (Hugging Face name, whole tensor) in the model's order, the same on every rank.
+
+    parameters: those of the plan, with their present values. Every rank must run the iterator to its end. Tensors have
+    the parameters' dtype; each is the caller's own. Those up to AHEAD_BYTES are there together.
+    Shards travel: first to the ranks of other stages that hold the same shard of their own parameters, while the
+    tensors before are used, then to the tensor-parallel neighbours. Each rank receives each byte that it lacks once.
+    """
+    local = _by_canonical_name(parameters)
+
+    def send(windows: list[list[str]]) -> list[_Sent]:
+        return [_Sent(bucket, plan.groups, local, device) for names in windows for bucket in plan.buckets(names)]
+
+    sent = send(plan.windows[:1])
+    for number, window in enumerate(plan.windows):
+        shards = {name: of_name for bucket in sent for name, of_name in bucket.gathered().items()}
+        sent = send(plan.windows[number + 1 : number + 2])
+        for name in window:
+            layout = plan.layouts[name]
+            yield from zip(layout.hf_names, layout.unshard(shards.pop(name)), strict=True)
+
+
+class _Sent:
+    """A bucket on its way through the stages. gathered: [shards of every rank that it is split over], by name."""
+
+    def __init__(
+        self, bucket: _Bucket, groups: ExportGroups, local: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        self._bucket = bucket
+        over = groups.expert_tp if bucket.is_expert and groups.expert_tp is not None else groups.tp
+        self._over = over
+        held, ep = bucket.held, groups.ep if bucket.is_expert else None
+        self._sizes = [prod(shape) for shape in bucket.shapes]
+        self._flat = torch.empty(sum(self._sizes), dtype=held.dtype, device=device)
+        is_of_stage = groups.pp.rank() == held.stage
+        if is_of_stage and (ep is None or ep.rank() == held.ep_rank):
+            for part, name in zip(self._flat.split(self._sizes), bucket.names, strict=True):
+                part.copy_(_plain(local[name].detach()).reshape(-1))
+        if is_of_stage and ep is not None and ep.size() > 1:
+            dist.broadcast(self._flat, group=ep, group_src=held.ep_rank)
+        self._work = None
+        if groups.pp.size() > 1:
+            self._work = dist.broadcast(self._flat, group=groups.pp, group_src=held.stage, async_op=True)
+
+    def gathered(self) -> dict[str, list[Tensor]]:
+        if self._work is not None:
+            self._work.wait()
+        size = self._over.size()
+        flats = [self._flat] * size
+        if self._bucket.is_split:
+            whole = self._flat.new_empty(size, len(self._flat))
+            dist.all_gather_into_tensor(whole.view(-1), self._flat, group=self._over)
+            flats = list(whole)
+        parts = [flat.split(self._sizes) for flat in flats]
+        named = enumerate(zip(self._bucket.names, self._bucket.shapes, strict=True))
+        return {name: [of_rank[place].view(shape) for of_rank in parts] for place, (name, shape) in named}
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[list[tuple[str, Tensor]]]:
     """Neighbours together, up to max_bytes; a tensor that is larger comes alone."""
-    bucket: list[tuple[str, Tensor]] = []
-    size = 0
-    for name, tensor in weights:
-        if bucket and size + tensor.nbytes > max_bytes:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
+    sized = (((name, tensor), tensor.nbytes) for name, tensor in weights)
+    return ([pair for pair, _ in window] for window in _windows(sized, max_bytes))
+
+
+def _windows(sized: Iterable[tuple[T, int]], max_bytes: int) -> Iterator[list[tuple[T, int]]]:
+    window: list[tuple[T, int]] = []
+    total = 0
+    for item, size in sized:
+        if window and total + size > max_bytes:
+            yield window
+            window, total = [], 0
+        window.append((item, size))
+        total += size
+    if window:
+        yield window
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -96,33 +178,27 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor if type(tensor) is Tensor else tensor.dequantize()
 
 
-def _find_holders(
-    local: Mapping[str, Tensor], pp_group: dist.ProcessGroup, ep_group: dist.ProcessGroup | None
-) -> dict[str, _Shard]:
-    """Of each parameter, the first pipeline stage and expert-parallel rank that holds it."""
-    ep_rank = 0 if ep_group is None else ep_group.rank()
-    mine = {name: _Shard(tuple(tensor.shape), tensor.dtype, ep_rank) for name, tensor in local.items()}
-    of_stage = _merge(_gather(mine, ep_group))
+def _by_canonical_name(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {canonical_name(name): parameter for name, parameter in parameters.items()}
+
+
+def _find_holders(local: Mapping[str, Tensor], groups: ExportGroups) -> dict[str, _Held]:
+    ep_rank = 0 if groups.ep is None else groups.ep.rank()
+    mine = {name: _Held(tuple(tensor.shape), tensor.dtype, ep_rank) for name, tensor in local.items()}
+    of_stage = _merge(_gather(mine, groups.ep))
     return _merge(
-        {name: _Shard(held.shape, held.dtype, held.ep_rank, stage) for name, held in found.items()}
-        for stage, found in enumerate(_gather(of_stage, pp_group))
+        {name: _Held(held.shape, held.dtype, held.ep_rank, stage) for name, held in found.items()}
+        for stage, found in enumerate(_gather(of_stage, groups.pp))
     )
 
 
-def _gather(value: dict[str, _Shard], group: dist.ProcessGroup | None) -> list[dict[str, _Shard]]:
+def _gather(value: dict[str, _Held], group: dist.ProcessGroup | None) -> list[dict[str, _Held]]:
     return [value] if group is None or group.size() == 1 else of_all_ranks(value, group)
 
 
-def _merge(parts) -> dict[str, _Shard]:
-    merged: dict[str, _Shard] = {}
+def _merge(parts) -> dict[str, _Held]:
+    merged: dict[str, _Held] = {}
     for part in parts:
         for name, held in part.items():
             merged.setdefault(name, held)
     return merged
-
-
-def _broadcast(tensors: list[Tensor], source: int, group: dist.ProcessGroup | None) -> None:
-    if group is None or group.size() == 1:
-        return
-    for tensor in tensors:
-        dist.broadcast(tensor, group=group, group_src=source)

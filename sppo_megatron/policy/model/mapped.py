@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sppo_megatron.config import Config
 from sppo_megatron.hf.architecture import Architecture
-from sppo_megatron.hf.export import stream_hf_tensors
+from sppo_megatron.hf.export import ExportGroups, ExportPlan, stream_hf_tensors
 from sppo_megatron.hf.hf_checkpoint import HFTensors
 from sppo_megatron.hf.load import load_parameters
 from sppo_megatron.hf.mapping import parameter_layouts
@@ -28,6 +28,7 @@ class MappedModel:
     architecture: Architecture
     tensors: HFTensors
     make_vocab_size_divisible_by: int
+    _plan: list[ExportPlan] = field(default_factory=list, compare=False, repr=False)  # made by the first export
 
     @property
     def vocab_size(self) -> int:
@@ -62,16 +63,11 @@ class MappedModel:
         )
 
     def export_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> Iterator[tuple[str, Tensor]]:
-        parameters, device = dict(named_parameters(chunks)), local_device()
-        return stream_hf_tensors(
-            parameters,
-            self._layouts(groups),
-            tp_group=groups.tp,
-            pp_group=groups.pp,
-            device=device,
-            ep_group=groups.ep,
-            expert_tp_group=groups.expt_tp,
-        )
+        parameters = dict(named_parameters(chunks))
+        if not self._plan:
+            over = ExportGroups(groups.tp, groups.pp, groups.ep, groups.expt_tp)
+            self._plan.append(ExportPlan(parameters, self._layouts(groups), over))
+        return stream_hf_tensors(parameters, self._plan[0], local_device())
 
     def _layouts(self, groups: ProcessGroupCollection) -> Mapping[str, TensorLayout]:
         return parameter_layouts(self.architecture, self.padded_vocab_size(groups))

@@ -8,9 +8,11 @@ own loading, and out again; logits. The last rank writes folder/out/CASE/{direct
 
 from __future__ import annotations
 
+import math
 import sys
 from itertools import groupby
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -18,10 +20,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sppo_megatron.config import ModelConfig, ParallelismConfig, PrecisionConfig
-from sppo_megatron.hf.export import stream_hf_tensors
+from sppo_megatron.hf import export as export_module
+from sppo_megatron.hf.export import ExportGroups, ExportPlan, stream_hf_tensors
 from sppo_megatron.hf.hf_model import open_hf_model, open_weights
 from sppo_megatron.hf.load import load_parameters
-from sppo_megatron.hf.mapping import parameter_layouts
+from sppo_megatron.hf.mapping import expert_index, parameter_layouts
+from sppo_megatron.hf.tensor_layouts import Replicated
 from sppo_megatron.policy.checkpoint.logits import load_weights, model_logits
 from sppo_megatron.policy.initialize import (
     destroy_model_parallel,
@@ -83,16 +87,39 @@ def forget(chunks: list[nn.Module]) -> None:
 
 
 def export(chunks: list[nn.Module], layouts, groups: ProcessGroupCollection) -> dict[str, torch.Tensor]:
-    stream = stream_hf_tensors(
-        dict(named_parameters(chunks)),
-        layouts,
-        tp_group=groups.tp,
-        pp_group=groups.pp,
-        device=torch.device("cpu"),
-        ep_group=groups.ep,
-        expert_tp_group=groups.expt_tp,
-    )
-    return {name: tensor.contiguous() for name, tensor in stream}
+    parameters = dict(named_parameters(chunks))
+    plan = ExportPlan(parameters, layouts, ExportGroups(groups.tp, groups.pp, groups.ep, groups.expt_tp))
+    with patch.object(export_module, "dist", ReceivedBytes()) as received:
+        found = {name: tensor.contiguous() for name, tensor in stream_hf_tensors(parameters, plan, torch.device("cpu"))}
+    assert received.total == lacking_bytes(parameters, plan), f"received {received.total} bytes"
+    return found
+
+
+class ReceivedBytes:
+    """torch.distributed, which counts what this rank receives."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def broadcast(self, tensor: torch.Tensor, *, group, group_src: int, async_op: bool = False):
+        self.total += tensor.nbytes * (group.rank() != group_src)
+        return dist.broadcast(tensor, group=group, group_src=group_src, async_op=async_op)
+
+    def all_gather_into_tensor(self, whole: torch.Tensor, own: torch.Tensor, *, group) -> None:
+        self.total += whole.nbytes - own.nbytes
+        dist.all_gather_into_tensor(whole, own, group=group)
+
+
+def lacking_bytes(parameters: dict[str, torch.Tensor], plan: ExportPlan) -> int:
+    """The bound: every shard of every parameter once, but for those that are this rank's own to send."""
+    groups, total = plan.groups, 0
+    for name, layout in plan.layouts.items():
+        held, is_expert = plan.holders[name], expert_index(name) is not None
+        shard = math.prod(held.shape) * held.dtype.itemsize
+        shards = 1 if isinstance(layout, Replicated) else plan.group_of(name).size()
+        sends = groups.pp.rank() == held.stage and (not is_expert or groups.ep.rank() == held.ep_rank)
+        total += shard * (shards - sends)
+    return total
 
 
 def main() -> None:

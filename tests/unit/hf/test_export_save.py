@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from sppo_megatron.hf.export import buckets, stream_hf_tensors
+from sppo_megatron.hf.export import ExportGroups, ExportPlan, buckets, stream_hf_tensors
 from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.hf_config import read_architecture
 from sppo_megatron.hf.mapping import FUSED_NORM_NAMES, parameter_layouts
@@ -38,7 +38,8 @@ def megatron_parameters(config, stored):
 
 
 def stream(parameters, layouts, world):
-    return stream_hf_tensors(parameters, layouts, tp_group=world, pp_group=world, device=torch.device("cpu"))
+    plan = ExportPlan(parameters, layouts, ExportGroups(world, world))
+    return stream_hf_tensors(parameters, plan, torch.device("cpu"))
 
 
 def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sppo_megatron.hf.export import stream_hf_tensors
+from sppo_megatron.hf.export import ExportGroups, ExportPlan, stream_hf_tensors
 from sppo_megatron.hf.hf_checkpoint import RandomTensors
 from sppo_megatron.hf.load import load_parameters
 from sppo_megatron.hf.tensor_layouts import Replicated
@@ -55,8 +55,7 @@ def test_there_and_back(parameter, group):
     stored = tensors.source("w")[:]
     exact, rounded = stored.to(torch.bfloat16), stored.to(torch.float8_e4m3fn).to(torch.bfloat16)
     assert torch.equal(parameter.unrounded, exact) and not torch.equal(exact, rounded)
-    ((hf_name, found),) = stream_hf_tensors(
-        {name: parameter}, LAYOUTS, tp_group=group, pp_group=group, device=torch.device("cpu")
-    )
+    plan = ExportPlan({name: parameter}, LAYOUTS, ExportGroups(group, group))
+    ((hf_name, found),) = stream_hf_tensors({name: parameter}, plan, torch.device("cpu"))
     assert hf_name == "w" and type(found) is torch.Tensor
     assert torch.equal(found, rounded)

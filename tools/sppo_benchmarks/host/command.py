@@ -3,6 +3,7 @@
     python tools/benchmark_host.py
     python tools/benchmark_host.py --rows "rollout file written" "mismatch gate" --tokens 250000 1000000 4000000
     python tools/benchmark_host.py --beside ../before        # this checkout and another one, taking turns
+    torchrun --nproc-per-node 2 tools/benchmark_host.py --rows "weights exported (1,000 tensors)"    # rank 0's figures
 
 A figure is the smallest over rounds of the process's CPU time, all threads together: other programs on the machine make
 it larger and never smaller. exponent: of the growth over the sizes; 1 is linear. --beside runs the same command of
@@ -99,11 +100,17 @@ def main() -> int:
         _alternate(options.beside, options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group("gloo")
+        else:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        is_first = dist.get_rank() == 0
         workloads = [Workload.of(tokens) for tokens in sorted(options.tokens)]
         chosen = [row for row in ROWS if not options.rows or row.name in options.rows]
         lines = [measure_row(row, workloads, options.rounds) for row in chosen]
         dist.destroy_process_group()
+    if not is_first:
+        return 0
     print_table(lines, COLUMNS)
     write_json(options.json, {"machine": machine(_CPU), "arguments": {"tokens": options.tokens}, "rows": lines})
     return 0
