@@ -19,9 +19,16 @@ class TokenGenerator(Protocol):
     """A model that continues token sequences, spread over ranks as it likes. Every rank calls it and gets all."""
 
     def generate(
-        self, prompts: Sequence[np.ndarray], uniforms: Sequence[np.ndarray], params: SamplingParams, batch_size: int
+        self,
+        prompts: Sequence[np.ndarray],
+        uniforms: Callable[[int], np.ndarray],
+        params: SamplingParams,
+        batch_size: int,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(token_ids int32, log_probs float32) of each continuation, the stop token included if it was reached."""
+        """(token_ids int32, log_probs float32) of each continuation, the stop token included if it was reached.
+
+        uniforms: float64 [max_new_tokens] of a place in prompts; asked for where that prompt is continued.
+        """
         ...
 
 
@@ -53,8 +60,12 @@ class MegatronEngine(Engine):
         if self._generator is None:
             self._generator = self._make_generator()
         samples = [(request, number) for request in requests for number in range(request.num_samples)]
-        uniforms = [sample_uniforms(request.seed, number, params.max_new_tokens) for request, number in samples]
         sequences = [request.token_ids for request, _ in samples]
+
+        def uniforms(place: int) -> np.ndarray:
+            request, number = samples[place]
+            return sample_uniforms(request.seed, number, params.max_new_tokens)
+
         sampled = iter(self._generator.generate(sequences, uniforms, params, self._batch_size))
         return [
             [_cut(*next(sampled), request, params, version) for _ in range(request.num_samples)] for request in requests

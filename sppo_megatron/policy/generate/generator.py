@@ -8,7 +8,7 @@ where they hold parts of the experts for each other: a replica that is done then
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -47,13 +47,18 @@ class Generator:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[np.ndarray], uniforms: Sequence[np.ndarray], params: SamplingParams, batch_size: int
+        self,
+        prompts: Sequence[np.ndarray],
+        uniforms: Callable[[int], np.ndarray],
+        params: SamplingParams,
+        batch_size: int,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """(token_ids int32 [n], log_probs float32 [n] nats) for each prompt, in order, the same on every rank.
 
-        prompts: int32 [prompt_length], none empty. uniforms: float64 [max_new_tokens] for each. A replica works on
-        batch_size sequences at a time, those of similar prompt length together. Raises Interrupted, the same on every
-        rank, if the job is told to stop meanwhile.
+        prompts: int32 [prompt_length], none empty. uniforms: float64 [max_new_tokens] of a place in them,
+        drawn by the replica that continues that prompt, when it does. A replica works on batch_size sequences at a
+        time, those of similar prompt length together. Raises Interrupted, the same on every rank, if the job is told
+        to stop meanwhile.
         """
         replicas = self._groups.dp_cp
         order = list(range(replicas.rank(), len(prompts), replicas.size()))
@@ -64,7 +69,7 @@ class Generator:
         with contextlib.suppress(Interrupted), inference_layout(self._models, self._config):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                done = self._generate_batch([prompts[i] for i in batch], [uniforms[i] for i in batch], params, others)
+                done = self._generate_batch([prompts[i] for i in batch], [uniforms(i) for i in batch], params, others)
                 results.update(zip(batch, done, strict=True))
             self._step_with_others(others)
             mine = results

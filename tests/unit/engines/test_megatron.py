@@ -3,7 +3,7 @@ sequence at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -35,10 +35,14 @@ class PlainGenerator:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[np.ndarray], uniforms: Sequence[np.ndarray], params: SamplingParams, batch_size: int
+        self,
+        prompts: Sequence[np.ndarray],
+        uniforms: Callable[[int], np.ndarray],
+        params: SamplingParams,
+        batch_size: int,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         self.batch_sizes.append(batch_size)
-        return [self._continue(prompt, draws, params) for prompt, draws in zip(prompts, uniforms, strict=True)]
+        return [self._continue(prompt, uniforms(place), params) for place, prompt in enumerate(prompts)]
 
     def _continue(self, prompt, draws, params):
         ids, log_probs = prompt.tolist(), []
@@ -87,7 +91,7 @@ def test_groups_in_order_with_their_own_uniforms(generator):
         for sample, response in enumerate(group.responses):
             draws = sample_uniforms((5, 2, place), sample, LENGTH)
             params = SamplingParams(max_new_tokens=LENGTH, stop_token_ids=STOP)
-            ((ids, log_probs),) = generator.generate([group.prompt.token_ids], [draws], params, 1)
+            ((ids, log_probs),) = generator.generate([group.prompt.token_ids], [draws].__getitem__, params, 1)
             assert response.token_ids.tolist() == ids.tolist()
             assert response.rollout_log_probs.tolist() == log_probs.tolist()
             assert len(response.rollout_log_probs) == len(response.token_ids)

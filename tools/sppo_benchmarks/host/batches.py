@@ -34,6 +34,7 @@ def collected_log_probs(work: Workload, folder: Path) -> Work:
     policy: Any = policy_module.Policy.__new__(policy_module.Policy)
     policy.groups = SimpleNamespace(tp=one, pp=one, dp=one, cp=one)
     policy.device = torch.device("cpu")
+    policy.model = SimpleNamespace(longest_sequence=None)
     policy.chunks = [nn.Identity()]
     policy._lacks_fp8_scales = False
     policy._log_prob_head = None

@@ -2,12 +2,12 @@
 
     python tools/benchmark_host.py
     python tools/benchmark_host.py --rows "rollout file written" "mismatch gate" --tokens 250000 1000000 4000000
-    python tools/benchmark_host.py --beside ../before        # this checkout and another one, taking turns
+    python tools/benchmark_host.py --beside ../before        # another checkout, then this one
     torchrun --nproc-per-node 2 tools/benchmark_host.py --rows "weights exported (1,000 tensors)"    # rank 0's figures
 
 A figure is the smallest over rounds of the process's CPU time, all threads together: other programs on the machine make
 it larger and never smaller. exponent: of the growth over the sizes; 1 is linear. --beside runs the same command of
-other checkouts in turns and prints their tables; their own benchmark measures them.
+other checkouts first and prints their tables; their own benchmark measures them.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float | None:
     return math.log(seconds[-1] / seconds[0]) / math.log(sizes[-1] / sizes[0])
 
 
-def _alternate(checkouts: Sequence[Path], options: argparse.Namespace) -> None:
-    """The same command in each checkout, in turns of one round; prints what each found at best."""
+def _run_each(checkouts: Sequence[Path], options: argparse.Namespace) -> None:
+    """The same command in each checkout, this one last."""
     here = Path(__file__).resolve().parents[3]
     for checkout in (*checkouts, here):
         print(checkout.name)
@@ -93,11 +93,11 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[250_000, 1_000_000, 4_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW", help="only these")
-    parser.add_argument("--beside", type=Path, nargs="+", metavar="CHECKOUT", help="measured in turns with this one")
+    parser.add_argument("--beside", type=Path, nargs="+", metavar="CHECKOUT", help="measured before this one")
     parser.add_argument("--json", help="file to write the figures to")
     options = parser.parse_args()
     if options.beside:
-        _alternate(options.beside, options)
+        _run_each(options.beside, options)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         if "WORLD_SIZE" in os.environ:
