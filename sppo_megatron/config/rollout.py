@@ -86,7 +86,8 @@ class RolloutConfig:
     objective.importance_weight."""
 
     engine: NextIteration[str] = "megatron"
-    "Who samples: megatron, vllm or vllm_server; replay reads stored responses."
+    """Who samples: megatron, vllm or vllm_server; replay reads stored responses, and preferences records of prompt,
+    chosen and rejected from data.train_path or data.sources."""
     path: NextIteration[UserPath | None] = None
     "A replay's rollout file, or a folder with one for each iteration."
     rescore: NextIteration[bool] = False

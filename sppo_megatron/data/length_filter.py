@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.types import Prompt
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
 def keep_short(
-    prompts: list[Prompt], length_of: Callable[[Prompt], int], limit: int, key: str, what: str, path: str | Path
-) -> list[Prompt]:
+    prompts: list[T], length_of: Callable[[T], int], limit: int, key: str, what: str, path: str | Path
+) -> list[T]:
     """The prompts of at most `limit` tokens by length_of; one warning counts the others.
 
     key: the setting that is the limit. what: which prompts are dropped, such as "prompts". path: where they come from.

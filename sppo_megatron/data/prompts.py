@@ -6,10 +6,11 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PROBLEMS_SHOWN = 20
 TRAIN_SPLIT = Split(None, "train", "data.train_split")
+T = TypeVar("T")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -61,15 +63,24 @@ def load_prompts(
     Raises ConfigError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
     if no prompt is left; and what `read_records` raises.
     """
-    reader = _Reader(tokenizer, config, require_answer, check_answer, source)
-    prompts: list[Prompt] = []
+    reader = PromptReader(tokenizer, config, require_answer, check_answer, source)
+    prompts = read_all(path, split, reader.prompt, reader)
+    if config.max_prompt_length is None:
+        return prompts
+    limit, key = config.max_prompt_length, "data.max_prompt_length"
+    return keep_short(prompts, lambda prompt: len(prompt.token_ids), limit, key, "prompts", path)
+
+
+def read_all(path: str | Path, split: Split, read: Callable[[Record, int], T], reader: PromptReader) -> list[T]:
+    """read(record, its place from 0) of every record; what can't be read is told as `load_prompts` says."""
+    found: list[T] = []
     problems: list[str] = []
     dropped: list[str] = []
     for index, (place, record) in enumerate(read_records(path, split)):
         try:
             if isinstance(record, ValueError):
                 raise record
-            prompts.append(reader.prompt(record, index))
+            found.append(read(record, index))
         except NotText as error:
             dropped.append(f"{place}: {error}")
         except ValueError as error:
@@ -78,16 +89,13 @@ def load_prompts(
         kind = problems[0].partition(" ")[0]  # line or row
         raise ConfigError(f"{path} has {len(problems)} bad {kind}s:" + _listed(problems))
     if dropped:
-        said = f"{path}: dropped {len(dropped)} of {len(prompts) + len(dropped)} prompts that have no tokens:"
-        if not prompts:
+        said = f"{path}: dropped {len(dropped)} of {len(found) + len(dropped)} prompts that have no tokens:"
+        if not found:
             raise ConfigError(said + _listed(dropped))
         logger.warning("%s%s", said, _listed(dropped))
     for name, why in reader.left_out.items():
         logger.warning("%s: the column %r is left out of the prompts' extra: %s", path, name, why)
-    if config.max_prompt_length is None:
-        return prompts
-    limit, key = config.max_prompt_length, "data.max_prompt_length"
-    return keep_short(prompts, lambda prompt: len(prompt.token_ids), limit, key, "prompts", path)
+    return found
 
 
 def _listed(problems: list[str]) -> str:
@@ -97,8 +105,8 @@ def _listed(problems: list[str]) -> str:
     return "".join(f"\n  {problem}" for problem in shown)
 
 
-class _Reader:
-    """left_out: why a column isn't in the prompts' extra, by its name."""
+class PromptReader:
+    """left_out: why a column isn't in the prompts' extra, by its name. own_columns: those that never are."""
 
     def __init__(
         self,
@@ -107,15 +115,16 @@ class _Reader:
         require_answer: bool,
         check_answer: Callable[[str], None] | None,
         source: str | None,
+        own_columns: AbstractSet[str] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
-        self._template = chat_template(tokenizer, config.chat_template_kwargs) if config.apply_chat_template else None
+        self.template = chat_template(tokenizer, config.chat_template_kwargs) if config.apply_chat_template else None
         self._config = config
         self._require_answer = require_answer
         self._check_answer = check_answer
         self._source = source
         self._begin_ids = _begin_ids(tokenizer)
-        self._used = {config.prompt_key, config.answer_key, config.response_key}
+        self._used = {config.prompt_key, config.answer_key, config.response_key} | own_columns
         self.left_out: dict[str, str] = {}
 
     def prompt(self, record: Record, index: int) -> Prompt:
@@ -129,7 +138,7 @@ class _Reader:
             raise column_error(record, "no answer under", config.answer_key, "data.answer_key")
         if self._check_answer is not None and answer is not None:
             self._check_answer(answer)
-        text, token_ids = self._text(stored) if self._template is None else self._chat(stored, self._template)
+        text, token_ids = self._text(stored) if self.template is None else self._chat(stored, self.template)
         if not token_ids:
             raise ValueError("the prompt has no tokens")
         human = None if config.response_key is None else human_token_ids(record, config.response_key, self._tokenizer)

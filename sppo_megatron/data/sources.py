@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from sppo_megatron.config.sources import Source
 from sppo_megatron.data.human_response import drop_long_responses
@@ -15,6 +15,8 @@ from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.data.records import Split
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Prompt
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,25 @@ def load_sources(
 
     Raises ConfigError that holds what is wrong with every source, each named if there are several.
     """
-    loaded, problems = [], []
-    for source in sources:
+
+    def load(source: Source) -> list[Prompt]:
         split = Split(source.split, source.default_split, _split_key(source))
+        prompts = load_prompts(source.path, tokenizer, source.data, require_answer, split, check_answer, source.name)
+        return drop_long_responses(prompts, max_response_length, source.path)
+
+    prompts = of_every_source(sources, load)
+    return [LoadedSource(source, each) for source, each in zip(sources, prompts, strict=True)]
+
+
+def of_every_source(sources: Sequence[Source], load: Callable[[Source], list[T]]) -> list[list[T]]:
+    """What load finds in each. Raises ConfigError with the problems of all of them."""
+    loaded: list[list[T]] = []
+    problems = []
+    for source in sources:
         try:
-            prompts = load_prompts(
-                source.path, tokenizer, source.data, require_answer, split, check_answer, source.name
-            )
-            prompts = drop_long_responses(prompts, max_response_length, source.path)
-            if not prompts and source.name is not None:
+            loaded.append(load(source))
+            if not loaded[-1] and source.name is not None:
                 raise ConfigError(f"{source.path} has no prompts")
-            loaded.append(LoadedSource(source, prompts))
         except ConfigError as error:
             problems.append(str(error) if source.name is None else f"{source.key}: {error}")
     if problems:

@@ -6,22 +6,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks import check_config, check_generation
+from sppo_megatron.config.objective import learns_from_humans
+from sppo_megatron.config.sources import training_sources
 from sppo_megatron.config.values import check_values
 from sppo_megatron.engines.kind import EngineKind
 from sppo_megatron.engines.megatron import MEGATRON
 from sppo_megatron.engines.registry import ENGINES
-from sppo_megatron.errors import raise_problems
+from sppo_megatron.errors import ConfigError, raise_problems
 from sppo_megatron.rewards.registry import check_reward, check_scorer
 
 if TYPE_CHECKING:
+    from sppo_megatron.data.sources import LoadedSource
     from sppo_megatron.rollout.source import GroupSource
 
     class StoredGroups(GroupSource, Protocol):
-        """A GroupSource whose groups are known before the run."""
+        """A GroupSource whose groups are known before the run. sources: the prompts that it draws from; [] if it
+        draws none."""
+
+        sources: list[LoadedSource]
 
         def responses_of_groups(self, iteration: int) -> list[int]:
             """The number of responses of each group of an iteration."""
@@ -36,12 +42,12 @@ if TYPE_CHECKING:
 class StoredKind:
     """A source of groups that were made before.
 
-    open: config -> the source; raises ConfigError for what can't be read. check: config -> what is
+    open: (config, tokenizer) -> the source; raises ConfigError for what can't be read. check: config -> what is
     wrong with its own keys, one message each.
     """
 
     name: str
-    open: Callable[[Config], StoredGroups]
+    open: Callable[[Config, Any], StoredGroups]
     check: Callable[[Config], Iterator[str]]
 
 
@@ -53,15 +59,41 @@ def _check_replay(config: Config) -> Iterator[str]:
         yield f"rollout.path={path} does not exist"
 
 
-def _open_replay(config: Config) -> StoredGroups:
+def _open_replay(config: Config, tokenizer: Any) -> StoredGroups:
     from sppo_megatron.rollout.replay import Replay
 
     assert config.rollout.path is not None, "checked"
     return Replay(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
 
 
+def _check_preferences(config: Config) -> Iterator[str]:
+    if not training_sources(config.data):
+        yield "rollout.engine=preferences needs data.train_path or data.sources: records of prompt, chosen and rejected"
+    if config.rollout.rescore:
+        yield "rollout.engine=preferences knows which answer is the better one: set rollout.rescore to false"
+    if learns_from_humans(config.objective):
+        yield "objective.pairwise=spin wins against sampled responses: with rollout.engine=preferences choose dpo"
+
+
+def _open_preferences(config: Config, tokenizer: Any) -> StoredGroups:
+    from sppo_megatron.data.preferences import load_preferences
+    from sppo_megatron.data.sources import LoadedSource, of_every_source
+    from sppo_megatron.rollout.preferences import Preferences
+
+    if tokenizer is None:
+        raise ConfigError(
+            f"rollout.engine=preferences reads text and model.hf_path={config.model.hf_path} has no tokenizer: save one"
+        )
+    sources, limit, train = training_sources(config.data), config.rollout.max_response_length, config.train
+    groups = of_every_source(sources, lambda source: load_preferences(source, tokenizer, limit))
+    loaded = [LoadedSource(source, [g.prompt for g in each]) for source, each in zip(sources, groups, strict=True)]
+    everything = [group for each in groups for group in each]
+    return Preferences(loaded, everything, train.prompts_per_iteration, train.seed, train.shuffle)
+
+
+PREFERENCES = StoredKind("preferences", _open_preferences, _check_preferences)
 REPLAY = StoredKind("replay", _open_replay, _check_replay)
-STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY,)}
+STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY, PREFERENCES)}
 NAMES = (*ENGINES, *STORED)
 
 

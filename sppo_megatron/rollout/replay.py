@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from sppo_megatron.data.rollout_file import iterate_groups, iteration_files, read_groups
+from sppo_megatron.data.sources import LoadedSource
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.source import SourceState
 from sppo_megatron.types import Group
@@ -32,6 +33,7 @@ class Replay:
     ) -> None:
         if groups_per_iteration is not None and groups_per_iteration < 1:
             raise ConfigError(f"groups_per_iteration must be at least 1 or None, got {groups_per_iteration}")
+        self.sources: list[LoadedSource] = []
         self.path = Path(path)
         self.groups_per_iteration = groups_per_iteration
         self.is_folder = self.path.is_dir()

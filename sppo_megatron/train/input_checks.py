@@ -31,7 +31,8 @@ def check_inputs(config: Config, inputs: Inputs, loaded: Sequence[LoadedSource])
         problems += _bad_prompt_ids(name, each.prompts, vocab_size, inputs.tokenizer)
         problems += _too_long(name, each.prompts, config.rollout.max_response_length, positions)
     if inputs.stored is not None:
-        name = f"rollout.path={config.rollout.path}"
+        path, engine = config.rollout.path, config.rollout.engine
+        name = f"rollout.engine={engine}" if path is None else f"rollout.path={path}"
         largest, longest = inputs.stored.bounds()
         if largest >= vocab_size:
             problems.append(f"{name} has the token id {largest}, and {_rows(vocab_size)}: give rollouts of this model")

@@ -87,7 +87,7 @@ def read_inputs(config: Config) -> Inputs:
     decode = None if tokenizer is None else decoder(tokenizer)
     scorer = build_scorer(config.reward, decode)
     kind = stored_kind(config)
-    stored = kind.open(config) if kind is not None else None
+    stored = kind.open(config, tokenizer) if kind is not None else None
     trained = [] if stored else training_sources(config.data)
     loaded = _load([*trained, *evaluation_sources(config.data)], config, tokenizer, scorer)
     inputs = Inputs(
@@ -96,7 +96,7 @@ def read_inputs(config: Config) -> Inputs:
         model=model,
         tokenizer=tokenizer,
         decode=decode,
-        sources=loaded[: len(trained)],
+        sources=stored.sources if stored else loaded[: len(trained)],
         eval_prompts=[prompt for each in loaded[len(trained) :] for prompt in each.prompts],
         stored=stored,
         scorer=scorer,

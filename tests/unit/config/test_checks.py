@@ -200,6 +200,11 @@ BAD = [
     ({"rollout.vllm.gpu_memory_utilization": 1.5}, ["gpu_memory_utilization=1.5 must be in (0, 1]"]),
     ({"rollout.top_k": 0}, ["rollout.top_k=0 must be -1 or at least 1"]),
     ({"rollout.top_k": -2}, ["rollout.top_k=-2 must be -1"]),
+    (
+        {"rollout.engine": "preferences", "data.train_path": None},
+        ["rollout.engine=preferences needs data.train_path or data.sources"],
+    ),
+    ({"rollout.engine": "preferences", "rollout.rescore": True}, ["set rollout.rescore to false"]),
     ({"rollout.engine": "replay"}, ["rollout.engine=replay needs rollout.path"]),
     ({"rollout.engine": "replay", "rollout.path": "nowhere"}, ["rollout.path=nowhere does not exist"]),
     ({"data.train_path": None}, ["rollout.engine=megatron needs data.train_path"]),
@@ -259,7 +264,8 @@ def test_bad(prompts, values, said):
 
 def test_engines(prompts):
     message = message_of(make_config(prompts, **{"rollout.engine": "nonsense"}))
-    assert message == "rollout.engine='nonsense' is not known: choose one of megatron, vllm, vllm_server, replay"
+    known = "megatron, vllm, vllm_server, replay, preferences"
+    assert message == f"rollout.engine='nonsense' is not known: choose one of {known}"
 
 
 def test_a_world_that_does_not_split(prompts):

@@ -1,0 +1,139 @@
+"""Preference data as it lies on the hub: a prompt with a chosen and a rejected answer, as text or as messages."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from sppo_megatron.config.sources import Source
+from sppo_megatron.data.chat_template import end_of_turn
+from sppo_megatron.data.json_values import check_text, json_name
+from sppo_megatron.data.length_filter import keep_short
+from sppo_megatron.data.prompts import PromptReader, read_all
+from sppo_megatron.data.records import MISSING, Record, Split, column, column_error
+from sppo_megatron.types import Group, Response
+
+CHOSEN, REJECTED = "chosen", "rejected"
+_TURN = "\n\nAssistant:"  # what an answer stands behind in texts that hold the whole conversation, as HH's do
+
+
+def load_preferences(source: Source, tokenizer: Any, max_response_length: int) -> list[Group]:
+    """One group [chosen, rejected] for each record, with rewards 1 and 0 and P(chosen beats rejected) = 1.
+
+    A record is {prompt, chosen, rejected} with texts; or chosen and rejected are conversations as messages, whose
+    common beginning is the prompt and whose last turn is the answer; or they are the answer's message alone, behind
+    `prompt`; or texts of whole conversations without a prompt, which differ behind their last "\\n\\nAssistant:".
+
+    Without data.apply_chat_template the prompt and each answer are encoded apart, and the end token stands behind each
+    answer. With it an answer is what the template puts behind the prompt, up to its end of turn.
+    Pairs that are too long (data.max_prompt_length, rollout.max_response_length) are dropped, with a warning.
+    Raises ConfigError that names every bad record: a column that is missing, an empty answer, two that are the same.
+    """
+    reader = _PairReader(tokenizer, source)
+    split = Split(source.split, source.default_split, "the split of the data source")
+    groups = read_all(source.path, split, reader.group, reader.prompts)
+    if source.data.max_prompt_length is not None:
+        limit, key = source.data.max_prompt_length, "data.max_prompt_length"
+        groups = keep_short(groups, lambda g: len(g.prompt.token_ids), limit, key, "prompts", source.path)
+    key = "rollout.max_response_length"
+    return keep_short(groups, _longest, max_response_length, key, "pairs", source.path)
+
+
+def _longest(group: Group) -> int:
+    return max(len(response.token_ids) for response in group.responses)
+
+
+class _PairReader:
+    def __init__(self, tokenizer: Any, source: Source) -> None:
+        self.prompts = PromptReader(tokenizer, source.data, False, None, source.name, {CHOSEN, REJECTED})
+        self._tokenizer = tokenizer
+        self._data = source.data
+        template, eos = source.data.apply_chat_template, tokenizer.eos_token_id
+        self._end = (end_of_turn(tokenizer, source.data.chat_template_kwargs)[1] if template else None) or eos
+
+    def group(self, record: Record, index: int) -> Group:
+        """Raises ValueError, or NotText, for what can't be read."""
+        if self._end is None:
+            raise ValueError("an answer needs its end token, and the tokenizer has no eos_token")
+        stored, answers = split_pair(record, self._data.prompt_key)
+        if self.prompts.template is None and not isinstance(column(record, CHOSEN), str):
+            raise ValueError(f"{CHOSEN!r} holds messages; set data.apply_chat_template=true")
+        prompt = self.prompts.prompt({**record, self._data.prompt_key: stored}, index)
+        ids = [self._answer_ids(stored, answer) for answer in answers]
+        responses = [Response(i, text, reward=r) for i, text, r in zip(ids, answers, (1.0, 0.0), strict=True)]
+        return Group(prompt, responses, np.array([[0.5, 1.0], [0.0, 0.5]]))
+
+    def _answer_ids(self, stored: object, answer: str) -> np.ndarray:
+        """int32 [n], the end token behind it."""
+        if self.prompts.template is None:
+            ids = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
+            return np.array([*ids, self._end], np.int32)
+        messages = stored if isinstance(stored, list) else [{"role": "user", "content": stored}]
+        before = self.prompts.template(messages)
+        whole = [*messages, {"role": "assistant", "content": answer}]
+        try:
+            text = self._tokenizer.apply_chat_template(whole, tokenize=False, **self._data.chat_template_kwargs)
+        except Exception as error:  # templates raise what they like
+            raise ValueError(f"the chat template refuses the answer: {error}") from None
+        if not text.startswith(before):
+            raise ValueError("the chat template puts something else before the answer than before one that is sampled")
+        ids = self._tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"]
+        ends = [place for place, token in enumerate(ids) if token == self._end]
+        return np.array(ids[: ends[-1] + 1] if ends else [*ids, self._end], np.int32)
+
+
+def split_pair(record: Record, prompt_key: str) -> tuple[Any, list[str]]:
+    """(the prompt, text or messages; the chosen and the rejected answer as text). Raises ValueError."""
+    given = {key: column(record, key) for key in (CHOSEN, REJECTED)}
+    for key, value in given.items():
+        if value is MISSING:
+            raise column_error(record, "no key", key, "preference pairs")
+        if not isinstance(value, (str, list)):
+            raise ValueError(f"{key!r} is a JSON {json_name(value)}, not text or messages")
+    chosen, rejected = given.values()
+    if type(chosen) is not type(rejected):
+        raise ValueError(f"{CHOSEN!r} and {REJECTED!r} are text and messages: give both alike")
+    prompt = column(record, prompt_key)
+    if chosen == rejected:
+        raise ValueError(f"{CHOSEN!r} and {REJECTED!r} are the same")
+    if isinstance(chosen, str):
+        prompt, answers = _of_texts(None if prompt is MISSING else prompt, chosen, rejected, prompt_key)
+    else:
+        shared = 0
+        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+            shared += 1
+        answers = [_last_turn(key, turns[shared:]) for key, turns in given.items()]
+        prompt = chosen[:shared] or prompt
+        if prompt is MISSING or prompt is None:
+            raise column_error(record, "no key", prompt_key, "data.prompt_key")
+    for key, answer in zip(given, answers, strict=True):
+        if not answer.strip():
+            raise ValueError(f"the answer of {key!r} is empty")
+        check_text(answer, repr(key))
+    return prompt, answers
+
+
+def _of_texts(prompt: Any, chosen: str, rejected: str, prompt_key: str) -> tuple[Any, list[str]]:
+    if prompt is not None:
+        return prompt, [chosen, rejected]
+    alike = (a == b for a, b in zip(chosen, rejected, strict=False))
+    shared = chosen[: sum(1 for _ in takewhile(bool, alike))]
+    end = shared.rfind(_TURN)
+    if end < 0:
+        raise ValueError(
+            f"no key {prompt_key!r} (data.prompt_key), and {CHOSEN!r} and {REJECTED!r} have no common beginning that "
+            f"ends with {_TURN!r}"
+        )
+    end += len(_TURN)
+    return chosen[:end], [chosen[end:], rejected[end:]]
+
+
+def _last_turn(key: str, turns: list[Any]) -> str:
+    """The text of the one turn that the conversation has of its own."""
+    if len(turns) != 1 or not isinstance(turns[0], dict) or turns[0].get("role") != "assistant":
+        raise ValueError(f"{key!r} must end with one turn of the assistant, and differ in nothing else")
+    if not isinstance(turns[0].get("content"), str):
+        raise ValueError(f"{key!r}: the assistant's turn has no text")
+    return turns[0]["content"]

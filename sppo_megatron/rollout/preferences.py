@@ -1,0 +1,69 @@
+"""Pairs that somebody compared, instead of sampled responses: DPO and its kin on data as it lies on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sppo_megatron.data.sources import LoadedSource, build_stream
+from sppo_megatron.rollout.source import SourceState
+from sppo_megatron.types import Group
+
+
+class Preferences:
+    """A GroupSource of groups [chosen, rejected], drawn as prompts are: shuffled or in file order, source by weight.
+
+    loaded: with the prompts of the groups. groups_per_iteration: None takes all of them in each iteration.
+    Raises ConfigError as `build_stream`.
+    """
+
+    def __init__(
+        self,
+        loaded: Sequence[LoadedSource],
+        groups: Sequence[Group],
+        groups_per_iteration: int | None,
+        seed: int,
+        shuffle: bool,
+    ) -> None:
+        self.sources = list(loaded)
+        self._groups = {(group.prompt.source, group.prompt.index): group for group in groups}
+        self._count = groups_per_iteration or len(groups)
+        self._stream = build_stream(loaded, self._count, seed, shuffle)
+
+    def responses_of_groups(self, iteration: int) -> list[int]:
+        """See StoredGroups."""
+        return [2] * self._count
+
+    def bounds(self) -> tuple[int, int]:
+        """See StoredGroups."""
+        largest = longest = 0
+        for group in self._groups.values():
+            for response in group.responses:
+                largest = max(largest, int(group.prompt.token_ids.max()), int(response.token_ids.max()))
+                longest = max(longest, len(group.prompt.token_ids) + len(response.token_ids))
+        return largest, longest
+
+    def next(self, iteration: int) -> list[Group]:
+        """See GroupSource."""
+        prompts = self._stream.next(self._count, iteration)
+        return [self._groups[prompt.source, prompt.index] for prompt in prompts]
+
+    def more(self, iteration: int, place: int, count: int) -> list[Group]:
+        """See GroupSource: an iteration takes its pairs, and no others."""
+        return []
+
+    def give_back(self, count: int) -> None:
+        """See GroupSource: an iteration's groups are its own."""
+
+    def begin(self, iteration: int) -> None:
+        """See GroupSource: nothing is made ahead."""
+
+    def settle(self) -> None:
+        """See GroupSource: nothing is under way."""
+
+    def state(self) -> SourceState:
+        """See GroupSource."""
+        return SourceState(self._stream.state_dict())
+
+    def load_state(self, state: SourceState) -> None:
+        """See GroupSource."""
+        self._stream.load_state_dict(state.prompts)
