@@ -200,14 +200,16 @@ def _vllm_params(request: Request, params: SamplingParams) -> Any:
         stop_token_ids=sorted(params.stop_token_ids),
         ignore_eos=True,  # the stop tokens say where a response ends
         logprobs=0,
+        flat_logprobs=True,
         detokenize=False,
     )
 
 
 def _continuation(sample: Any) -> tuple[np.ndarray, np.ndarray]:
-    tokens = np.array(sample.token_ids, np.int32)
-    log_probs = [entry[token].logprob for entry, token in zip(sample.logprobs, sample.token_ids, strict=True)]
-    return tokens, np.array(log_probs, np.float32)
+    flat = sample.logprobs  # one entry for each position, since nothing but the sampled token is asked for
+    if flat.token_ids != list(sample.token_ids):
+        raise RuntimeError("vLLM's log-probs are not those of the tokens that it sampled")
+    return np.array(sample.token_ids, np.int32), np.array(flat.logprobs, np.float32)
 
 
 @contextlib.contextmanager
