@@ -51,11 +51,6 @@ $(VENV)/.setup-docs: $(VENV)/.setup
 	$(PIP) --no-deps --target .triton --upgrade --requirement requirements/triton-interpreter.txt
 	touch $@
 
-# In a folder of its own: the Bridge imports Transformer Engine, which its tests stand in for.
-.bridge/.setup: requirements/megatron-bridge.txt | $(VENV)/.setup
-	$(PIP) --no-deps --ignore-requires-python --target .bridge --upgrade --requirement requirements/megatron-bridge.txt
-	touch $@
-
 # In a folder of its own: Python sources whose compiled part its tests stand in for.
 .transformer_engine/.setup: requirements/transformer-engine.txt | $(VENV)/.setup
 	$(PIP) --no-deps --target .transformer_engine --upgrade --requirement requirements/transformer-engine.txt
@@ -67,8 +62,7 @@ $(VENV)/.setup-docs: $(VENV)/.setup
 	touch $@
 
 # The whole CPU suite. Two files at a time: each waits for processes to start more than it computes.
-test: $(VENV)/.setup-test $(VENV)/.setup-vllm $(VENV)/.setup-docs .triton/.setup .bridge/.setup .transformer_engine/.setup \
-		.transformers_4/.setup
+test: $(VENV)/.setup-test $(VENV)/.setup-vllm $(VENV)/.setup-docs .triton/.setup .transformer_engine/.setup .transformers_4/.setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What a GPU must show, on a machine with one; FP8 only if Transformer Engine is installed.
@@ -129,4 +123,4 @@ demo: $(VENV)/.setup
 	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
 
 clean:
-	rm -rf $(VENV) .triton .bridge .transformer_engine .transformers_4 outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton .transformer_engine .transformers_4 outputs .pytest_cache .mypy_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Both directions of `sppo convert`. What it imports is heavy: sppo_megatron.cli.convert is the command.
 
-One tensor is in memory at a time if the family is one of ours, the whole model if megatron-bridge maps it.
+One tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from sppo_megatron.cli.options import SIDE_FOLDER, check_target, config_of, para
 from sppo_megatron.cluster.consensus import agreed
 from sppo_megatron.config import ParallelismConfig
 from sppo_megatron.data.atomic_file import atomic_folder
-from sppo_megatron.hf.hf_checkpoint import SafetensorsFolder
 from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
 from sppo_megatron.hf.inventory import TensorRow, tensor_rows
 from sppo_megatron.hf.load import check_tensors
@@ -38,8 +37,6 @@ def to_megatron(options: argparse.Namespace) -> None:
     """Raises ConfigError if the model can't be read, is of no known family, or can't be cut into the given layout."""
     initialize_distributed(TIMEOUT_MINUTES)
     model = agreed(lambda: open_hf_model(options.hf_path))
-    if not model.is_mapped and not options.dry_run:
-        return _to_megatron_by_bridge(options, model)
     parallelism, architecture = parallelism_of(options), agreed(lambda: model.architecture)
     check_target(parallelism, architecture.layout_sizes())
     padded = architecture.padded_vocab_size(
@@ -71,8 +68,6 @@ def to_hf(options: argparse.Namespace) -> None:
     """Raises ConfigError if there is no such checkpoint, or it holds another model."""
     initialize_distributed(TIMEOUT_MINUTES)
     model = agreed(lambda: open_hf_model(config_of(options.megatron_path, options.hf_path)))
-    if not model.is_mapped and not options.dry_run:
-        return _to_hf_by_bridge(options, model)
     architecture = agreed(lambda: model.architecture)
     layouts = parameter_layouts(architecture, architecture.vocab_size)
     table = WeightsTable(architecture, architecture.vocab_size)
@@ -120,29 +115,3 @@ def _print_rows(rows: Iterable[TensorRow]) -> None:
 
 def _times(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
-
-
-# ---------------------------------------------------------------------------------------------- by megatron-bridge
-
-
-def _to_megatron_by_bridge(options: argparse.Namespace, model: HFModel) -> None:
-    from sppo_megatron.policy.model.bridge import BridgeModel
-    from sppo_megatron.policy.model.whole import store_model
-
-    source = agreed(lambda: BridgeModel(model.folder, model.hf_config))
-    check_target(parallelism_of(options), source.layout_sizes())
-    tensors = agreed(lambda: SafetensorsFolder(model.folder))
-    dtype = reduce(torch.promote_types, (tensors.source(name)[0:0].dtype for name in tensors.shapes()))
-    with atomic_folder(options.output) as partial:
-        store_model(source, partial, dtype)
-        model.save_side_files(partial / SIDE_FOLDER)
-    print(f"wrote {options.output} by megatron-bridge")
-
-
-def _to_hf_by_bridge(options: argparse.Namespace, model: HFModel) -> None:
-    from sppo_megatron.policy.model.bridge import BridgeModel
-    from sppo_megatron.policy.model.whole import read_model
-
-    source = agreed(lambda: BridgeModel(model.folder, model.hf_config))
-    _save(options.output, agreed(lambda: read_model(source, options.megatron_path)), model)
-    print(f"wrote {options.output} by megatron-bridge")

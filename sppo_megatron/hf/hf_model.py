@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.hf.architecture import Architecture
-from sppo_megatron.hf.families import FAMILIES, family_of
+from sppo_megatron.hf.families import family_of
 from sppo_megatron.hf.fused_experts import by_expert
 from sppo_megatron.hf.hf_checkpoint import HFTensors, SafetensorsFolder
 from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
@@ -22,11 +22,6 @@ class HFModel:
     folder: Path
     hf_config: Any
     tokenizer: Any | None
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether the family is one of ours."""
-        return self.hf_config.model_type in FAMILIES
 
     @property
     def architecture(self) -> Architecture:

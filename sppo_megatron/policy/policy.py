@@ -27,8 +27,8 @@ from sppo_megatron.parallel import reduce_max, reduce_sums
 from sppo_megatron.policy.initialize import local_device
 from sppo_megatron.policy.model.build import wrap_data_parallel
 from sppo_megatron.policy.model.fp8 import token_multiple
+from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.router import mean_load_balancing_loss
-from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.policy.step.attention_cost import break_even_tokens
 from sppo_megatron.policy.step.forward_step import ForwardStep, TrainingLoss, collect_log_probs
 from sppo_megatron.policy.step.lm_head import build_heads
@@ -38,7 +38,7 @@ from sppo_megatron.policy.step.optimizer import build_optimizer, build_scheduler
 class Policy:
     """π_θ in its parallel layout, with its optimizer. Every method is collective: all ranks call it together."""
 
-    def __init__(self, run: Config, model: ModelSource, groups: ProcessGroupCollection, total_steps: int):
+    def __init__(self, run: Config, model: MappedModel, groups: ProcessGroupCollection, total_steps: int):
         """Builds the model, loads its weights and wraps it. total_steps: optimizer steps of the whole run."""
         self.groups = groups
         self.device = local_device()

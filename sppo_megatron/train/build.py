@@ -38,8 +38,8 @@ from sppo_megatron.policy.initialize import (
     initialize_distributed,
     initialize_model_parallel,
 )
+from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.model.precision import params_dtype
-from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import build_fp8_probe
 from sppo_megatron.policy.step.reference import build_reference
@@ -238,7 +238,7 @@ def _total_steps(config: Config, inputs: Inputs) -> int:
     return sum(steps_per_iteration(count, size, epochs) for count in counts)
 
 
-def _open_policy(config: Config, path: str) -> ModelSource:
+def _open_policy(config: Config, path: str) -> MappedModel:
     """Another policy of the same architecture, in Hugging Face format."""
     folder = resolve_hf_folder(path)
     hf = replace(config, model=replace(config.model, init="hf"))

@@ -18,17 +18,15 @@ from sppo_megatron.data.sources import LoadedSource, load_sources
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.families import FAMILIES
-from sppo_megatron.hf.hf_checkpoint import HFTensors, RandomTensors, SafetensorsFolder
+from sppo_megatron.hf.hf_checkpoint import HFTensors, RandomTensors
 from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_folder import load_generation_config, resolve_hf_folder, stop_token_ids
 from sppo_megatron.hf.hf_model import open_weights
-from sppo_megatron.hf.load import check_tensors, check_tied_head
+from sppo_megatron.hf.load import check_tensors
 from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
 from sppo_megatron.hf.untrained import untrained_names, untrained_tensors
-from sppo_megatron.policy.model.bridge import BridgeModel
 from sppo_megatron.policy.model.mapped import MappedModel
-from sppo_megatron.policy.model.source import ModelSource
 from sppo_megatron.rewards.registry import build_scorer, check_answer
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rewards.text import Decode
@@ -51,7 +49,7 @@ class Inputs:
 
     folder: Path
     hf_config: Any
-    model: ModelSource
+    model: MappedModel
     tokenizer: Any | None
     decode: Decode | None
     sources: list[LoadedSource]
@@ -107,18 +105,8 @@ def read_inputs(config: Config) -> Inputs:
     return inputs
 
 
-def open_model(config: Config, folder: Path, hf_config: Any) -> ModelSource:
-    """By our own mapping if the family has one, else by megatron-bridge. Raises ValueError for what neither can."""
-    if hf_config.model_type not in FAMILIES:
-        if config.model.init != "hf":
-            raise ConfigError(
-                f"model.init={config.model.init} with a {hf_config.model_type} model: only {', '.join(FAMILIES)} can "
-                "start from random weights; set model.init=hf"
-            )
-        stored = SafetensorsFolder(folder)
-        if getattr(hf_config, "tie_word_embeddings", False):
-            check_tied_head(stored)
-        return BridgeModel(folder, hf_config)
+def open_model(config: Config, folder: Path, hf_config: Any) -> MappedModel:
+    """Raises ConfigError for a family, a field of config.json or weights that can't be had."""
     architecture = read_architecture(hf_config)
     return MappedModel(architecture, _tensors(config, folder, architecture), config.model.make_vocab_size_divisible_by)
 

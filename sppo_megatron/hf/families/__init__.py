@@ -30,7 +30,7 @@ def family_of(model_type: str) -> Family:
     """Raises ConfigError that says what is supported."""
     if model_type not in FAMILIES:
         raise ConfigError(
-            f"model family {model_type!r} is not supported; supported are {', '.join(FAMILIES)}. "
-            "Training and the converters alone take others, too, through megatron-bridge (docs/models.md)"
+            f"model family {model_type!r} is not supported; supported are {', '.join(FAMILIES)} (docs/models.md; "
+            "CONTRIBUTING.md says how to add one)"
         )
     return FAMILIES[model_type]

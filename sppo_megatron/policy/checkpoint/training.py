@@ -276,7 +276,7 @@ def _end_with_rank(write: Callable[..., None], *arguments: Any, **keywords: Any)
 def check_fits(path: Path, model: dict[str, Any], use_distributed_optimizer: bool, dtype: str | None = None) -> None:
     """Raises ConfigError if a checkpoint is of another model or optimizer, saying what differs and what to set.
 
-    model: the description of the `ModelSource`.
+    model: the description of the `MappedModel`.
     Every parallel size may be another one. But the two kinds of optimizer store their state in different forms, the
     plain one in one for each dtype (precision.dtype, None: not compared).
     """

@@ -1,4 +1,4 @@
-"""A model of the families that `conversion` maps."""
+"""A model in Hugging Face format for Megatron-Core: what is built of it, and how weights come in and go out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sppo_megatron.policy.model.build import build_chunks, named_parameters, tra
 
 @dataclass(frozen=True)
 class MappedModel:
-    """A `ModelSource`. tensors: the weights to start from, read when they are asked for."""
+    """tensors: the weights to start from, read when asked for. chunks: of this pipeline stage, wrapped or not."""
 
     architecture: Architecture
     tensors: HFTensors
@@ -32,27 +32,33 @@ class MappedModel:
 
     @property
     def vocab_size(self) -> int:
+        """The true size, without padding."""
         return self.architecture.vocab_size
 
     def padded_vocab_size(self, groups: ProcessGroupCollection) -> int:
         return self.architecture.padded_vocab_size(self.make_vocab_size_divisible_by, groups.tp.size())
 
     def layout_sizes(self) -> dict[str, int | None]:
+        """What parallel sizes must divide: the arguments of `validation.check_layout`."""
         return self.architecture.layout_sizes()
 
     def description(self) -> dict[str, Any]:
+        """What makes it this model and no other, as JSON values: a checkpoint of it must agree."""
         values = asdict(self.architecture)
         return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
 
     @property
     def longest_sequence(self) -> int | None:
+        """Tokens beyond which the model would not be transformers'; None without an end."""
         return self.architecture.longest_sequence
 
     def build(self, run: Config, groups: ProcessGroupCollection) -> tuple[TransformerConfig, list[nn.Module]]:
+        """This pipeline stage's chunks, with uninitialized weights. Raises ValueError for what can't be had."""
         config = transformer_config(self.architecture, run.model, run.parallelism, run.precision)
         return config, build_chunks(self.architecture, config, self.padded_vocab_size(groups), groups)
 
     def load_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> None:
+        """Fills the chunks. Raises ValueError that names what is missing, unexpected or of a wrong shape."""
         load_parameters(
             named_parameters(chunks),
             self._layouts(groups),
@@ -63,6 +69,7 @@ class MappedModel:
         )
 
     def export_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors by Hugging Face names, each the caller's own. Every rank iterates to the end."""
         parameters = dict(named_parameters(chunks))
         if not self._plan:
             over = ExportGroups(groups.tp, groups.pp, groups.ep, groups.expt_tp)

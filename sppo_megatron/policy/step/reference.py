@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.objective.base import START
-from sppo_megatron.policy.model.source import ModelSource
+from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.policy.policy import Policy
 
 
@@ -23,7 +23,7 @@ class ReferencePolicy:
     """
 
     def __init__(
-        self, policy: Policy, references: Mapping[str, float], open_model: Callable[[str], ModelSource]
+        self, policy: Policy, references: Mapping[str, float], open_model: Callable[[str], MappedModel]
     ) -> None:
         """open_model: gives the model at a path. Raises ValueError if it isn't of the policy's architecture."""
         self.policy = policy
@@ -44,7 +44,7 @@ class ReferencePolicy:
                 total += weight * self.policy.compute_log_probs(sequences)[0].astype(np.float64)
         return total.astype(np.float32)
 
-    def _load(self, model: ModelSource, path: str) -> list[Tensor]:
+    def _load(self, model: MappedModel, path: str) -> list[Tensor]:
         if model.description() != self.policy.model.description():
             raise ValueError(f"{path} is a model of another architecture than the policy's: π_ref must be of the same")
         model.load_weights(self.policy.chunks, self.policy.groups)
@@ -67,7 +67,7 @@ class ReferencePolicy:
         return [parameter for chunk in self.policy.chunks for parameter in chunk.parameters()]
 
 
-def build_reference(policy: Policy, open_model: Callable[[str], ModelSource]) -> ReferencePolicy | None:
+def build_reference(policy: Policy, open_model: Callable[[str], MappedModel]) -> ReferencePolicy | None:
     """None if the objective has no π_ref."""
     if not policy.objective.needs.reference:
         return None

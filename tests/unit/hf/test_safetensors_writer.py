@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Qwen2Config
 
 from sppo_megatron.hf import safetensors_writer
 from sppo_megatron.hf.safetensors_writer import SafetensorsWriter
@@ -35,11 +36,8 @@ def test_the_library_reads_every_dtype(tmp_path):
 def test_a_header_that_is_full_begins_another_file(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_writer, "HEADER_BYTES", 400)
 
-    class Config:
-        def save_pretrained(self, folder): ...
-
     tensors = {f"layer.{number}.weight": torch.full((3,), float(number)) for number in range(20)}
-    save_hf_folder(tmp_path / "hf", iter(tensors.items()), Config())
+    save_hf_folder(tmp_path / "hf", iter(tensors.items()), Qwen2Config())
     files = sorted((tmp_path / "hf").glob("model-*.safetensors"))
     assert len(files) > 2
     found = {name: tensor for file in files for name, tensor in load_file(file).items()}
