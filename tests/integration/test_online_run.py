@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sppo_report.panels import PANELS
+from sppo_report.panel_table import PANELS
 from tests.integration import tiny_task
 from tests.stored_rollouts import stored_groups
 

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from sppo_report.panels import PANELS, Panel, by_section
+from sppo_report.panel import Panel
+from sppo_report.panel_table import PANELS
+from sppo_report.panels import by_section
 
 _HEAD = """# Metrics
 

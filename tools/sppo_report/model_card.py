@@ -53,12 +53,13 @@ def make_card(run: Run, title: str) -> Card:
 
 
 def _front_matter(run: Run) -> dict[str, Any]:
-    base, data = str(run.config.get("model.hf_path", "")), str(run.config.get("data.train_path", ""))
+    base, path = str(run.config.get("model.hf_path", "")), str(run.config.get("data.train_path", ""))
+    dataset = path.partition(":")[0]  # without the configuration's name
     return {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
-        **({"datasets": [data.partition(":")[0]]} if _HUB_ID.fullmatch(data.partition(":")[0]) else {}),
+        **({"datasets": [dataset]} if _HUB_ID.fullmatch(dataset) else {}),
         "tags": ["sppo", "preference-optimization", "sppo_megatron"],
     }
 

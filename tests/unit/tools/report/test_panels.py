@@ -4,7 +4,8 @@ import torch
 
 from sppo_megatron.objective import finalize_diagnostics
 from sppo_megatron.objective.diagnostics import degenerate_group_sums, regression_diagnostics, token_diagnostics
-from sppo_report.panels import PANELS, panels_for
+from sppo_report.panel_table import PANELS
+from sppo_report.panels import panels_for
 
 
 def every_metric():
