@@ -123,6 +123,9 @@ KINDS = (
 MIXTURES = tuple(kind for kind in KINDS if hasattr(CONFIGS[kind](), "num_experts_per_tok"))
 
 
+SCALED_AND_TIED = ("gemma3",)
+
+
 def make_model(kind: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
     """A random model with weights large enough that nothing is nearly linear, in Hugging Face format.
 
@@ -138,6 +141,8 @@ def make_model(kind: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             else:
                 parameter.normal_(std=0.2)
+        if kind in SCALED_AND_TIED:  # else the last token's own logit drowns the others
+            model.get_input_embeddings().weight.mul_(0.25)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
