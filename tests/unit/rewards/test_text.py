@@ -60,7 +60,8 @@ def test_nobody_sees_the_rendering_that_the_policy_is_fed():
     assert transcript(prompt_of(text="plain"), None) == "plain"
     assert conversation(prompt_of(SYSTEM, USER), None) == [SYSTEM, USER]
     assert conversation(prompt_of(text="plain"), None) == [{"role": "user", "content": "plain"}]
-    assert conversation(Prompt(0, IDS), lambda ids: "decoded") == [{"role": "user", "content": "decoded"}]
+    decoded = conversation(Prompt(0, IDS), lambda batch: ["decoded" for _ in batch])
+    assert decoded == [{"role": "user", "content": "decoded"}]
 
 
 def test_the_answer_is_the_assistants_turn_or_ends_it():
