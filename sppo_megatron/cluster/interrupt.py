@@ -101,7 +101,9 @@ class _OtherRanks:
     """
 
     def __init__(self) -> None:
-        self._store = dist.PrefixStore("interrupt", dist.distributed_c10d._get_default_store())
+        # A connection of its own: one question at a time goes over each, and a cut one doesn't answer.
+        store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]  # torch's stubs lack it
+        self._store = dist.PrefixStore("interrupt", store)
         self._main = threading.main_thread().ident
         self._received, self._sent = socket.socketpair()
         self._sent.setblocking(False)
@@ -113,8 +115,9 @@ class _OtherRanks:
     def close(self) -> None:
         signal.set_wakeup_fd(self._previous)
         self._sent.close()
-        self._thread.join()
-        self._received.close()
+        self._thread.join(_POLL_S)  # over a network that is gone the store blocks for a quarter of an hour
+        if not self._thread.is_alive():
+            self._received.close()
 
     def _watch(self) -> None:
         with contextlib.suppress(RuntimeError, OSError):  # the store is gone, and the job with it

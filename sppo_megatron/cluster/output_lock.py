@@ -27,6 +27,7 @@ from sppo_megatron.errors import ConfigError, TrainingError
 logger = logging.getLogger(__name__)
 
 LOCK_FILE = "run.lock"
+TAKING = "run.lock.taking"
 BEAT_S = 5.0
 STALE_S = 60.0  # a job on another host whose heartbeat is older is taken for dead
 
@@ -148,17 +149,29 @@ class OutputLock:
                 )
             logger.warning("%s was left by %s: waiting whether it still lives", self._path, owner or "another job")
             time.sleep(1.5 * BEAT_S)
-        if last_beat is None:
+        if last_beat is not None:
+            self._remove(owner, last_beat)
+
+    def _remove(self, owner: Owner | None, last_beat: float) -> None:
+        """Removes the lock of a dead owner, unless another job was faster.
+
+        A lock of somebody else is removed only by who has the file TAKING, so what is there can't change meanwhile.
+        """
+        taking = self._path.with_name(TAKING)
+        try:
+            os.close(os.open(taking, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            with contextlib.suppress(FileNotFoundError):
+                if self._now() - taking.stat().st_mtime > STALE_S:  # of a job that died just then
+                    taking.unlink()
+            time.sleep(0.05)
             return
-        aside = self._path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}")
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(self._path, aside)
-            taken = _parse(aside)
-            if taken != owner:  # another job was faster, and this is its lock
-                os.replace(aside, self._path)
-                return
-            aside.unlink()
-            logger.warning("taking over output_dir=%s from %s, which is gone", self._folder, owner or "another job")
+        try:
+            if self._read() == owner and self._last_beat() == last_beat:
+                self._path.unlink()
+                logger.warning("taking over output_dir=%s from %s, which is gone", self._folder, owner or "another job")
+        finally:
+            taking.unlink()
 
     def _read(self) -> Owner | None:
         return _parse(self._path)

@@ -222,6 +222,25 @@ def test_without_vllm_the_message_says_what_to_install(monkeypatch: pytest.Monke
         ENGINES["vllm"].check_installed()
 
 
+def test_told_to_stop_while_it_samples(folder: Path, replica: VllmReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests stay in the engine: nothing is sampled after it."""
+    engine = VllmEngine(replica, 1)
+    engine.load_weights(weights_of(make_model(folder, 1)), 20)
+    before = replica._llm.llm_engine.step
+    steps = []
+
+    def step():
+        steps.append(None)
+        if len(steps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before()
+
+    monkeypatch.setattr(replica._llm.llm_engine, "step", step)
+    with contextlib.closing(StopSignals()), pytest.raises(Interrupted):
+        engine.generate([replace(REQUEST, num_samples=64)], replace(PARAMS, max_new_tokens=28))
+    assert len(steps) < 3 + 2 * STEPS_BETWEEN_CHECKS
+
+
 def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
     """The stream is taken to its end all the same: the other ranks wait in its collectives.
 
@@ -240,22 +259,3 @@ def test_a_load_that_fails_half_way(folder: Path, replica: VllmReplica) -> None:
         engine.load_weights(stream(model), 0)
     assert taken == [name for name, _ in weights_of(model)]
     assert engine.weight_version == -1
-
-
-def test_told_to_stop_while_it_samples(folder: Path, replica: VllmReplica, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Last, since its requests stay in the engine."""
-    engine = VllmEngine(replica, 1)
-    engine.load_weights(weights_of(make_model(folder, 1)), 20)
-    before = replica._llm.llm_engine.step
-    steps = []
-
-    def step():
-        steps.append(None)
-        if len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return before()
-
-    monkeypatch.setattr(replica._llm.llm_engine, "step", step)
-    with contextlib.closing(StopSignals()), pytest.raises(Interrupted):
-        engine.generate([replace(REQUEST, num_samples=64)], replace(PARAMS, max_new_tokens=28))
-    assert len(steps) < 3 + 2 * STEPS_BETWEEN_CHECKS

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sppo_megatron.cluster import output_lock
-from sppo_megatron.cluster.output_lock import LOCK_FILE, OutputLock, Owner, locked_output
+from sppo_megatron.cluster.output_lock import LOCK_FILE, TAKING, OutputLock, Owner, locked_output
 from sppo_megatron.errors import ConfigError, TrainingError
 
 HOLDER = """
@@ -124,7 +124,8 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         OutputLock(tmp_path / "file" / "run").acquire()
 
 
-def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attempt", range(25))
+def test_of_many_at_once_one_gets_it(attempt: int, tmp_path: Path) -> None:
     leave_lock(tmp_path, elsewhere(), age=3600.0)
     holders, refused = [], []
 
@@ -143,3 +144,16 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path) -> None:
         thread.join()
     assert len(holders) == 1 and len(refused) == 7
     holders[0].release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_died_while_it_took_over_is_no_obstacle(tmp_path: Path) -> None:
+    leave_lock(tmp_path, elsewhere(), age=3600.0)
+    taking = tmp_path / TAKING
+    taking.touch()
+    os.utime(taking, (0, 0))
+    lock = OutputLock(tmp_path)
+    lock.acquire()
+    lock.check()
+    assert not taking.exists()
+    lock.release()
