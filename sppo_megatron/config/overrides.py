@@ -21,6 +21,9 @@ _QUOTED = re.compile(r"""\s*('(\\.|[^'\\])*'|"(\\.|[^"\\])*")\s*""", re.DOTALL)
 def find_unknown(overrides: Iterable[str], groups: set[str]) -> Iterator[str]:
     """One message for each override whose key is neither a key nor one of these config groups."""
     for override in overrides:
+        if override.lstrip("+~").startswith("="):
+            yield f"{override} names no key: write key=value, or group=option"
+            continue
         match = _OVERRIDE.fullmatch(override)
         if match is None or match["key"].startswith("hydra"):
             continue

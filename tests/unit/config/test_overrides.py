@@ -136,6 +136,7 @@ OVERRIDES = st.builds("{}{}={}".format, st.sampled_from(["", "", "", "+", "++", 
 
 @given(st.lists(st.one_of(OVERRIDES, ARGUMENTS), max_size=3))
 @example(["objective=0"])
+@example(["+=${nowhere}"])
 # Without shrinking, which takes minutes.
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=IN_CI, phases=[Phase.explicit, Phase.generate])
 def test_whatever_is_typed_is_a_configuration_or_a_message(overrides):
