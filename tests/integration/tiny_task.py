@@ -87,9 +87,14 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen) -> None:
     """Returns as soon as that optimizer step is logged."""
     metrics = output / "metrics.jsonl"
     deadline = time.monotonic() + 180
-    while not (metrics.exists() and any(line["step"] >= step for line in steps(output))):
+    while not (metrics.exists() and any(line.get("step", 0) >= step for line in _whole_lines(metrics))):
         assert time.monotonic() < deadline and process.poll() is None, "the run ended before it got there"
         time.sleep(0.01)
+
+
+def _whole_lines(path: Path) -> list[dict]:
+    """Without the one that is being written."""
+    return [json.loads(line) for line in path.read_text().rpartition("\n")[0].splitlines()]
 
 
 def kill_after(step: int, arguments: list[str], ranks: int, output: Path) -> None:
