@@ -10,10 +10,10 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from sppo_megatron.cli.main import commands
 from sppo_megatron.cli.main import main as sppo
+from sppo_megatron.config.reference import write_page
 
 _HEAD = """# Commands
 
@@ -23,12 +23,7 @@ is well, 1 an error, 2 something that you gave is wrong, 75 ended by a signal af
 
 
 def main(arguments: Sequence[str]) -> int:
-    page = render()
-    if arguments:
-        Path(arguments[0]).write_text(page, encoding="utf-8")
-    else:
-        print(page, end="")
-    return 0
+    return write_page(render(), arguments)
 
 
 def render() -> str:

@@ -37,7 +37,11 @@ _TABLE = """| key | value | default | meaning | on a change |
 
 
 def main(arguments: Sequence[str]) -> int:
-    page = render()
+    return write_page(render(), arguments)
+
+
+def write_page(page: str, arguments: Sequence[str]) -> int:
+    """Writes it to the path that a command was given, or prints it; returns the exit code."""
     if arguments:
         Path(arguments[0]).write_text(page, encoding="utf-8")
     else:

@@ -45,8 +45,8 @@ def _rows(size: int, tp_rank: int, tp_size: int) -> slice:
 
 
 @dataclass(frozen=True)
-class Replicated:
-    """The same tensor on every tensor-parallel rank: norms."""
+class _OneTensor:
+    """A parameter that is one Hugging Face tensor. shape: the whole tensor's."""
 
     hf_name: str
     shape: tuple[int, ...]
@@ -59,6 +59,11 @@ class Replicated:
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         return (self.shape,)
 
+
+@dataclass(frozen=True)
+class Replicated(_OneTensor):
+    """The same tensor on every tensor-parallel rank: norms."""
+
     def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
         return sources[0][:]
 
@@ -67,20 +72,10 @@ class Replicated:
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(_OneTensor):
     """Rows are tokens, split over tensor-parallel ranks; zero rows pad the vocabulary to padded_size."""
 
-    hf_name: str
-    shape: tuple[int, int]
     padded_size: int
-
-    @property
-    def hf_names(self) -> tuple[str, ...]:
-        return (self.hf_name,)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return (self.shape,)
 
     def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
         rows = _rows(self.padded_size, tp_rank, tp_size)
@@ -93,19 +88,8 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class RowParallel:
+class RowParallel(_OneTensor):
     """Megatron's RowParallelLinear: the input dimension (columns of the weight) is split."""
-
-    hf_name: str
-    shape: tuple[int, int]
-
-    @property
-    def hf_names(self) -> tuple[str, ...]:
-        return (self.hf_name,)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return (self.shape,)
 
     def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
         return sources[0][:, _rows(self.shape[1], tp_rank, tp_size)]
@@ -115,19 +99,8 @@ class RowParallel:
 
 
 @dataclass(frozen=True)
-class ColumnParallel:
+class ColumnParallel(_OneTensor):
     """Megatron's ColumnParallelLinear: the output dimension (rows of the weight) is split."""
-
-    hf_name: str
-    shape: tuple[int, int]
-
-    @property
-    def hf_names(self) -> tuple[str, ...]:
-        return (self.hf_name,)
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return (self.shape,)
 
     def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
         return sources[0][_rows(self.shape[0], tp_rank, tp_size)]

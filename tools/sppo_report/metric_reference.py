@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
+from sppo_megatron.config.reference import write_page
 from sppo_report.panel import Panel
 from sppo_report.panel_table import PANELS
 from sppo_report.panels import by_section
@@ -27,12 +27,7 @@ _TABLE = "| metric | unit | meaning | if it looks odd |\n|---|---|---|---|\n"
 
 
 def main(arguments: Sequence[str]) -> int:
-    page = render()
-    if arguments:
-        Path(arguments[0]).write_text(page, encoding="utf-8")
-    else:
-        print(page, end="")
-    return 0
+    return write_page(render(), arguments)
 
 
 def render() -> str:
