@@ -15,7 +15,7 @@ class ModelConfig:
     """The policy's model, by its Hugging Face folder."""
 
     hf_path: Fixed[UserPath] = MISSING
-    "Local folder or hub id with `config.json`, the tokenizer, and with init=hf the weights."
+    "Local folder or hub id with `config.json`, the tokenizer, and with init=hf the weights; or a GGUF file."
     init: Fixed[Literal["hf", "random"]] = "hf"
     "Where the first weights come from: the folder, or random numbers by train.seed."
     make_vocab_size_divisible_by: Free[AtLeastOne[int]] = 128

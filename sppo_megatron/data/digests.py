@@ -31,19 +31,31 @@ def prompts_digest(prompts: Iterable[Prompt]) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Of a folder in Hugging Face format: its files' names and sizes, and of each 64 pieces of 64 KiB spread over it.
+    """Of a folder in Hugging Face format: its files' names, and `sampled_digest` of each."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and not path.name.startswith("."):
+            digest.update(path.name.encode() + b" ")
+            _sample(path, digest)
+    return digest.hexdigest()
+
+
+def sampled_digest(path: Path) -> str:
+    """Of a file's size, and of 64 pieces of 64 KiB spread over it.
 
     Hundreds of gigabytes of weights aren't read for it, and other weights of the same shapes differ in every piece.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode())
-            with open(path, "rb") as file:
-                for piece in range(_PIECES):
-                    file.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
-                    digest.update(file.read(_PIECE_BYTES))
-                    if size <= _PIECE_BYTES:
-                        break
+    _sample(path, digest)
     return digest.hexdigest()
+
+
+def _sample(path: Path, digest: hashlib._Hash) -> None:
+    size = path.stat().st_size
+    digest.update(f"{size}\n".encode())
+    with open(path, "rb") as file:
+        for piece in range(_PIECES):
+            file.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+            digest.update(file.read(_PIECE_BYTES))
+            if size <= _PIECE_BYTES:
+                break

@@ -8,22 +8,27 @@ from typing import Any
 from transformers import GenerationConfig
 
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.hf.gguf_file import find_gguf, folder_of_gguf
 from sppo_megatron.hf.side_files import SIDE_FILES
 from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE, files_of_index
 
 
 def resolve_hf_folder(hf_path: str, key: str = "model.hf_path", with_weights: bool = True) -> Path:
-    """The local folder; a hub id is downloaded into the hub's cache (or found there).
+    """The local folder; a hub id is fetched into the hub's cache, a GGUF file de-quantised into ours.
 
     Of a hub's repository, config, tokenizer and one set of weights: what the index names, without an index the single
     file. Copies in other formats and precisions, which many have in subfolders or beside it, aren't fetched.
 
     Raises ConfigError that says what to give.
     """
+    if (gguf := find_gguf(Path(hf_path), key)) is not None:
+        return folder_of_gguf(gguf)
     if Path(hf_path).is_dir():
         return Path(hf_path)
     if hf_path.startswith((".", "/", "~")) or hf_path.count("/") != 1:
-        raise ConfigError(f"{key}={hf_path!r} is no folder: give a folder in Hugging Face format or a hub id")
+        raise ConfigError(
+            f"{key}={hf_path!r} is no folder: give a folder in Hugging Face format, a GGUF file or a hub id"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

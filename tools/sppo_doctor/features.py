@@ -14,6 +14,7 @@ import torch
 from sppo_doctor.finding import NOTE, OK, PROBLEM, WARNING, Finding
 from sppo_megatron.config import Config
 from sppo_megatron.config.precision import find_fp8_problem
+from sppo_megatron.hf.gguf_file import find_gguf
 from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability, is_installed
 from sppo_megatron.parallel.kernels import select_kernels
 from sppo_megatron.rewards.registry import kind_of, parts_of
@@ -79,7 +80,11 @@ def _loggers(config: Config) -> Iterator[Finding]:
 
 def _model(config: Config) -> Iterator[Finding]:
     path, subject = config.model.hf_path, "model.hf_path"
-    if Path(path).is_dir():
+    if (gguf := find_gguf(Path(path), subject)) is not None:
+        yield Finding(AREA, subject, OK, f"{gguf} is a GGUF file")
+        for module in ("gguf", "accelerate"):
+            yield _needs(subject, module, "pip install 'sppo-megatron[gguf]'")
+    elif Path(path).is_dir():
         there = Path(path, "config.json").is_file()
         text = f"{path} holds a model" if there else f"{path} has no config.json"
         yield Finding(AREA, subject, OK if there else PROBLEM, text, None if there else "give a model's folder")

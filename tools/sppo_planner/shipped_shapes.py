@@ -7,6 +7,7 @@ from pathlib import Path
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
+from sppo_megatron.hf.hf_folder import resolve_hf_folder
 
 _FOLDER = Path(__file__).parent / "shapes"
 _SAME_SHAPE = ("-instruct", "-base")  # endings of hub ids whose models have the shape of the one without
@@ -17,7 +18,7 @@ def shipped_models() -> list[str]:
 
 
 def find_architecture(model: str) -> Architecture:
-    """model: a folder with config.json, the name or hub id of a shipped shape, or another hub id, which is fetched.
+    """model: a folder with config.json, a GGUF file, name or hub id of a shipped shape, or a hub id, which is fetched.
 
     Raises ConfigError that says what can be given.
     """
@@ -29,6 +30,6 @@ def find_architecture(model: str) -> Architecture:
             if shipped.lower() == name:
                 return read_architecture(load_hf_config(str(_FOLDER / shipped)))
     try:
-        return read_architecture(load_hf_config(model))
+        return read_architecture(load_hf_config(str(resolve_hf_folder(model)) if Path(model).exists() else model))
     except ValueError as error:
         raise ConfigError(f"{error}; shapes that need no network: {', '.join(shipped_models())}") from error
