@@ -22,7 +22,7 @@ class Prompt:
     human_token_ids: int32 [response_length], a human's response with its end token (SPIN's winner), None without one.
     messages: the conversation as the record has it, [{"role": ..., "content": ..., ...}, ...], None if it has text.
     extra: every other column of the record, as plain JSON values. source: the name of the data source, None for the
-    only one.
+    only one. rewards: the named rewards that score its responses, each with its weight; None if no reward has a name.
     """
 
     index: int
@@ -33,6 +33,7 @@ class Prompt:
     messages: list[dict[str, Any]] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
+    rewards: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -22,8 +22,9 @@ class DataConfig:
     "Prompts to evaluate on; null = no evaluation."
     sources: NextIteration[list[dict[str, Any]]] = field(default_factory=list)
     """Instead of train_path: [{name: ..., path: ..., weight: ...}, ...], mixed by their weights. weight is a number, or
-    a list of numbers by iteration; repeat: false ends a source after one epoch; split, prompt_key, answer_key,
-    response_key, apply_chat_template and max_prompt_length are those of data unless given."""
+    a list of numbers by iteration; repeat: false ends a source after one epoch; reward names one of reward.named or
+    several, or is one; split, prompt_key, answer_key, response_key, apply_chat_template and max_prompt_length are those
+    of data unless given."""
     eval_sources: Free[list[dict[str, Any]]] = field(default_factory=list)
     "Instead of eval_path: the same entries, without weights. Each has its metrics, as eval_reward_mean/NAME."
     train_split: Fixed[str | None] = None

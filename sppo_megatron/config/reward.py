@@ -68,7 +68,8 @@ class RewardConfig:
     kind: NextIteration[str] = "exact_match"
     """exact_match, numeric, character_share, math_verify, function and reward_model give a reward of each response;
     judge, pairwise_model and pairwise_function give preferences between responses (objective.reward=win_rate).
-    mixture: the weighted sum of several. none: every reward is 0, for objective.pairwise=spin."""
+    mixture: the weighted sum of several. named: each prompt's own, of reward.named. none: every reward is 0, for
+    objective.pairwise=spin."""
     function: NextIteration[str | None] = None
     """`module:name` for the kinds function, f(prompt, response, answer), and pairwise_function, f(prompt, first,
     second, answer) -> probability in [0, 1] that the first wins. It may ask for more by name: docs/rewards.md."""
@@ -83,5 +84,10 @@ class RewardConfig:
     "Worker processes on each rank."
     mixture: NextIteration[list[dict[str, Any]]] = field(default_factory=list)
     "Entries {kind: ..., weight: ..., function: ...}, whose weighted rewards are added (kind=mixture)."
+    named: NextIteration[dict[str, Any]] = field(default_factory=dict)
+    """Rewards by name, {NAME: {kind: ..., ...}}; keys that an entry doesn't have are as they are here (kind=named)."""
+    key: NextIteration[str | None] = None
+    """Column of a record that says which named reward scores its responses: a name, or [{name: ..., weight: ...}, ...];
+    before what the record's source says."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     model: RewardModelConfig = field(default_factory=RewardModelConfig)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.config.data import DataConfig, is_hub_id
+from sppo_megatron.config.named_rewards import choice_of
+from sppo_megatron.config.reward import RewardConfig
 
 # Keys of `data` that a source may have a value of its own for
 _OF_RECORDS = (
@@ -29,6 +31,7 @@ class Source:
 
     split: of data that has several, None for the only one or default_split. weights: of iterations 0, 1, ..., the last
     of which holds from then on. repeat: whether it begins again at its end. data: how its records are read.
+    reward: what the entry says of it, a named reward or several (`choice_of`), or one of its own; None if nothing.
     """
 
     name: str | None
@@ -39,6 +42,7 @@ class Source:
     default_split: str = "train"
     weights: tuple[float, ...] = (1.0,)
     repeat: bool = True
+    reward: Any = None
 
 
 def training_sources(data: DataConfig) -> list[Source]:
@@ -51,6 +55,13 @@ def evaluation_sources(data: DataConfig) -> list[Source]:
     data = replace(data, response_key=None)
     sources = _sources("data.eval_sources", data.eval_sources, data, data.eval_path, data.eval_split, "data.eval_path")
     return [replace(source, default_split="test") for source in sources]
+
+
+def with_rewards_of_sources(reward: RewardConfig, data: DataConfig) -> RewardConfig:
+    """The reward with what entries hold as `reward: {kind: ..., ...}` among its named ones, under their own names."""
+    entries = [*data.sources, *data.eval_sources]
+    own = {entry["name"]: entry["reward"] for entry in entries if isinstance(entry.get("reward"), Mapping)}
+    return replace(reward, named={**reward.named, **own})
 
 
 def _sources(
@@ -72,6 +83,7 @@ def _source(key: str, entry: Mapping[str, Any], data: DataConfig) -> Source:
         split=entry.get("split"),
         weights=tuple(weight) if isinstance(weight, (list, tuple)) else (weight,),
         repeat=entry.get("repeat", True),
+        reward=entry.get("reward"),
     )
 
 
@@ -102,7 +114,7 @@ def _problems(entry: Mapping[str, Any], is_training: bool) -> Iterator[str]:
         yield "a source needs path: a file or folder of prompts, or a hub id"
     elif not Path(path).expanduser().exists() and not is_hub_id(path):
         yield f"path={path} does not exist"
-    known = ("name", "path", "split", *_OF_RECORDS, *(_OF_TRAINING if is_training else ()))
+    known = ("name", "path", "split", "reward", *_OF_RECORDS, *(_OF_TRAINING if is_training else ()))
     if unknown := sorted(set(entry) - set(known)):
         yield f"{', '.join(unknown)} is not known: a source has {', '.join(known)}"
     if not isinstance(entry.get("repeat", True), bool):
@@ -110,6 +122,11 @@ def _problems(entry: Mapping[str, Any], is_training: bool) -> Iterator[str]:
     for key in _OF_RECORDS:
         if key in entry and not _fits(key, entry[key]):
             yield f"{key}={entry[key]!r} is no value of data.{key}"
+    try:
+        if not isinstance(entry.get("reward", {}), Mapping):
+            choice_of(entry["reward"])
+    except ValueError as error:
+        yield f"reward: {error}"
     weight = entry.get("weight", 1.0)
     if isinstance(weight, (list, tuple)):
         if not _are_weights(weight) or not any(weight):

@@ -18,7 +18,7 @@ from sppo_megatron.errors import raise_problems
 
 def to_config(values: dict[str, Any]) -> Config:
     """The typed configuration of a nested mapping of all its keys. Raises ConfigError with every wrong value."""
-    raise_problems(_problems(values))
+    raise_problems(find_problems(values))
     config = _adapter().validate_python(values)
     for key in all_keys().values():
         *groups, name = key.name.split(".")
@@ -30,10 +30,11 @@ def to_config(values: dict[str, Any]) -> Config:
 
 def check_values(config: Config) -> Iterator[str]:
     """What is wrong with the values of a configuration, one message for each key."""
-    yield from _problems(asdict(config))
+    yield from find_problems(asdict(config))
 
 
-def _problems(values: dict[str, Any]) -> list[str]:
+def find_problems(values: dict[str, Any]) -> list[str]:
+    """As `check_values`, of a nested mapping of all keys."""
     found: dict[str, str] = {}
     for name, key in all_keys().items():  # pydantic takes true for 1 and "off" for false
         value = _at(values, name.split("."))

@@ -38,7 +38,7 @@ def load_prompts(
     config: DataConfig,
     require_answer: bool = False,
     split: Split = TRAIN_SPLIT,
-    check_answer: Callable[[str], None] | None = None,
+    accept: Callable[[Prompt], Prompt] | None = None,
     source: str | None = None,
 ) -> list[Prompt]:
     """Reads one prompt per record of what `read_records` takes; `Prompt.index` is its 0-based place among the records.
@@ -56,14 +56,14 @@ def load_prompts(
     that no key names, as `to_plain` makes them; those that have no JSON are left out, with one warning.
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
     source: the name that every prompt gets.
-    check_answer: raises ValueError for an answer that the reward can't use, which makes its line a bad one.
+    accept: what the reward makes of a prompt; raises ValueError if it can't use it, which makes its line a bad one.
     Prompts with half a surrogate pair, which have no tokens, and prompts of more than config.max_prompt_length tokens
     are dropped, with one warning that names or counts them.
 
     Raises ConfigError, naming every bad line or row at once: not JSON, a missing key, an empty prompt, a wrong type; or
     if no prompt is left; and what `read_records` raises.
     """
-    reader = PromptReader(tokenizer, config, require_answer, check_answer, source)
+    reader = PromptReader(tokenizer, config, require_answer, accept, source)
     prompts = read_all(path, split, reader.prompt, reader)
     if config.max_prompt_length is None:
         return prompts
@@ -113,7 +113,7 @@ class PromptReader:
         tokenizer: Any,
         config: DataConfig,
         require_answer: bool,
-        check_answer: Callable[[str], None] | None,
+        accept: Callable[[Prompt], Prompt] | None,
         source: str | None,
         own_columns: AbstractSet[str] = frozenset(),
     ) -> None:
@@ -121,7 +121,7 @@ class PromptReader:
         self.template = chat_template(tokenizer, config.chat_template_kwargs) if config.apply_chat_template else None
         self._config = config
         self._require_answer = require_answer
-        self._check_answer = check_answer
+        self._accept = accept
         self._source = source
         self._begin_ids = _begin_ids(tokenizer)
         self._used = {config.prompt_key, config.answer_key, config.response_key} | own_columns
@@ -136,13 +136,11 @@ class PromptReader:
         answer = _answer(column(record, config.answer_key), config.answer_key)
         if self._require_answer and answer is None:
             raise column_error(record, "no answer under", config.answer_key, "data.answer_key")
-        if self._check_answer is not None and answer is not None:
-            self._check_answer(answer)
         text, token_ids = self._text(stored) if self.template is None else self._chat(stored, self.template)
         if not token_ids:
             raise ValueError("the prompt has no tokens")
         human = None if config.response_key is None else human_token_ids(record, config.response_key, self._tokenizer)
-        return Prompt(
+        prompt = Prompt(
             index=index,
             token_ids=np.asarray(token_ids, dtype=np.int32),
             text=text,
@@ -152,6 +150,7 @@ class PromptReader:
             extra=self._extra(record),
             source=self._source,
         )
+        return prompt if self._accept is None else self._accept(prompt)
 
     def _chat(self, stored: object, template: Template) -> tuple[str, list[int]]:
         key = self._config.prompt_key

@@ -1,7 +1,7 @@
 """The rollout file in binary: Parquet with the fields of the JSONL line as columns, one group a row.
 
     prompt_token_ids: list<int32>, prompt, answer: text, prompt_index: int64, human_token_ids: list<int32>,
-    messages, extra: JSON text, source: text,
+    messages, extra, rewards: JSON text, source: text,
     responses: list<struct<token_ids: list<int32>, loss_mask: list<bool>, text, rollout_log_probs: list<float>,
         old_log_probs: list<float>, finish_reason, policy_version: int64, reward: double, correct: bool, error>>,
     preference: list<list<double>>
@@ -31,8 +31,8 @@ _BLOCK = 1 << 20  # response tokens of the groups that are compressed together, 
 _TEXTS = ("text", "finish_reason", "error")
 _ARRAYS = {"token_ids": np.int32, "loss_mask": np.bool_, "rollout_log_probs": np.float32, "old_log_probs": np.float32}
 _SCALARS = {"policy_version": pa.int64(), "reward": pa.float64(), "correct": pa.bool_()}
-_OF_PROMPT = ("prompt", "answer", "messages", "extra", "source")
-_AS_JSON = ("messages", "extra")
+_OF_PROMPT = ("prompt", "answer", "messages", "extra", "source", "rewards")
+_AS_JSON = ("messages", "extra", "rewards")
 _PROMPT_IDS = ("prompt_token_ids", "human_token_ids")
 _SPLIT = (
     *(f"responses.list.element.{name}.list.element" for name in _ARRAYS if name != "loss_mask"),
@@ -110,7 +110,10 @@ def _counts(path: str | Path, file: pq.ParquetFile) -> list[int]:
             f"{path} wasn't written by this trainer: its footer has no {_COUNTS.decode()}. Give rollouts of your own "
             "as JSONL"
         )
-    return json.loads(stored)
+    try:
+        return json.loads(stored)
+    except ValueError as error:
+        raise ConfigError(f"{path}: its footer is damaged: {error}") from None
 
 
 def _blocks(groups: Iterable[Group]) -> Iterator[list[Group]]:

@@ -21,6 +21,7 @@ def to_record(group: Group) -> dict[str, Any]:
     if prompt.human_token_ids is not None:
         record["human_token_ids"] = prompt.human_token_ids.tolist()
     record |= _given(messages=to_plain(prompt.messages), extra=to_plain(prompt.extra) or None, source=prompt.source)
+    record |= _given(rewards=None if prompt.rewards is None else dict(prompt.rewards))
     record["responses"] = [_response_to_record(response) for response in group.responses]
     if group.preference is not None:
         record["preference"] = group.preference.tolist()
@@ -45,6 +46,7 @@ def to_group(record: dict[str, Any], index: int) -> Group:
         messages=_messages(record),
         extra=to_plain(_typed(record, "extra", dict, {})),
         source=_typed(record, "source", str),
+        rewards=_rewards(record),
     )
     responses = []
     for number, response in enumerate(stored, start=1):
@@ -122,6 +124,14 @@ def _messages(record: dict[str, Any]) -> list[dict[str, Any]] | None:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise ValueError(f'messages: message {number} is not an object with a "role"')
     return to_plain(messages)
+
+
+def _rewards(record: dict[str, Any]) -> dict[str, float] | None:
+    rewards = _typed(record, "rewards", dict)
+    for name, weight in (rewards or {}).items():
+        if not (_is_number(weight) and np.isfinite(_floats([weight])[0])):
+            raise ValueError(f"rewards: the weight of {name!r} must be a finite number, got {_short(weight)}")
+    return rewards
 
 
 def _is_number(value: object) -> bool:

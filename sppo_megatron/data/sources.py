@@ -32,17 +32,17 @@ def load_sources(
     tokenizer: Any,
     *,
     require_answer: bool,
-    check_answer: Callable[[str], None],
+    accept: Callable[[Source], Callable[[Prompt], Prompt]],
     max_response_length: int,
 ) -> list[LoadedSource]:
-    """See `load_prompts` and `drop_long_responses`.
+    """See `load_prompts` and `drop_long_responses`. accept: of each source's prompts.
 
     Raises ConfigError that holds what is wrong with every source, each named if there are several.
     """
 
     def load(source: Source) -> list[Prompt]:
         split = Split(source.split, source.default_split, _split_key(source))
-        prompts = load_prompts(source.path, tokenizer, source.data, require_answer, split, check_answer, source.name)
+        prompts = load_prompts(source.path, tokenizer, source.data, require_answer, split, accept(source), source.name)
         return drop_long_responses(prompts, max_response_length, source.path)
 
     prompts = of_every_source(sources, load)

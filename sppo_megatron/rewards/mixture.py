@@ -51,27 +51,32 @@ class Mixture:
         return any(component.scorer.needs_answer for component in self._components)
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
-        """A response is correct if the first component that defines it says so. See `Scorer`."""
+        """See `weighted_sum` and `Scorer`."""
         scored = [component.scorer.score(groups) for component in self._components]
         metrics = []
         for component, of_component in zip(self._components, scored, strict=True):
             added = sum(float(response.reward or 0.0) for group in of_component for response in group.responses)
             metrics += [component.scorer.metrics, {f"reward_{component.name}_sum": added}]
         self.metrics = total(metrics)
-        return [
-            with_rewards(group, [self._outcome(place, parts) for place in range(len(group.responses))])
-            for group, *parts in zip(groups, *scored, strict=True)
-        ]
+        weights = [(component.name, component.weight) for component in self._components]
+        return [weighted_sum(group, weights, parts) for group, *parts in zip(groups, *scored, strict=True)]
 
     def close(self) -> None:
         for component in self._components:
             component.scorer.close()
 
-    def _outcome(self, place: int, parts: Sequence[Group]) -> Outcome:
-        """parts: one group as each component scored it. place: of a response in it."""
+
+def weighted_sum(group: Group, weights: Sequence[tuple[str, float]], parts: Sequence[Group]) -> Group:
+    """The group with r = Σ weight · r_part. weights: each part's name and weight. parts: the group as each scored it.
+
+    A response is correct if the first part that defines it says so.
+    """
+    outcomes = []
+    for place in range(len(group.responses)):
         responses = [part.responses[place] for part in parts]
-        named = list(zip(self._components, responses, strict=True))
-        reward = sum(component.weight * float(response.reward or 0.0) for component, response in named)
+        named = list(zip(weights, responses, strict=True))
+        reward = sum(weight * float(response.reward or 0.0) for (_, weight), response in named)
         correct = next((response.correct for response in responses if response.correct is not None), None)
-        errors = [f"{component.name}: {response.error}" for component, response in named if response.error is not None]
-        return Outcome(reward, correct, "; ".join(errors) or None)
+        errors = [f"{name}: {response.error}" for (name, _), response in named if response.error is not None]
+        outcomes.append(Outcome(reward, correct, "; ".join(errors) or None))
+    return with_rewards(group, outcomes)

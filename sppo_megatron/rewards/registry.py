@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sppo_megatron.config import Config, RewardConfig
+from sppo_megatron.config.named_rewards import check_named_values, named_reward
 from sppo_megatron.config.objective import learns_from_humans
+from sppo_megatron.config.sources import with_rewards_of_sources
 from sppo_megatron.config.urls import url_problems
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards import verifiers
@@ -25,10 +27,11 @@ Build = Callable[[RewardConfig, Decode | None], Scorer]
 class RewardKind:
     """One value of reward.kind, or of an entry's kind.
 
-    build: raises ConfigError, saying what to change. takes: the key of the reward that belongs to this kind, function
-    or mixture: it must be given, and to kinds that don't take it can't.
+    build: raises ConfigError, saying what to change. takes: the key of the reward that belongs to this kind, function,
+    mixture or named: it must be given, and to kinds that don't take it can't.
     gives_preferences: it compares responses; else it scores each by itself. can_be_mixed: its rewards can be added to
-    others. says_correct: it knows which responses are right. for_humans: it is of use only if human responses win.
+    others. says_correct: it knows which responses are right. needs_answer: every prompt must have an answer.
+    for_humans: it is of use only if human responses win.
     check: what is wrong with its other keys, one message each.
     check_answer: raises ValueError for the answer of a prompt that no response can be compared with.
     servers: the addresses that it asks. package: what must be installed beside the trainer, with install, the way to
@@ -41,6 +44,7 @@ class RewardKind:
     gives_preferences: bool = False
     can_be_mixed: bool = False
     says_correct: bool = False
+    needs_answer: bool = False
     for_humans: bool = False
     check: Callable[[RewardConfig], Iterator[str]] = lambda reward: iter(())
     check_answer: Callable[[str], object] = lambda answer: None
@@ -57,7 +61,7 @@ def _verifier(verifier: Verifier, prepare: Callable[[], object] | None = None, *
 
         return RewardScorer(reward, decode, verifier, prepare)
 
-    return RewardKind(verifier.__name__, build, can_be_mixed=True, says_correct=True, **more)
+    return RewardKind(verifier.__name__, build, can_be_mixed=True, says_correct=True, needs_answer=True, **more)
 
 
 def _function(reward: RewardConfig, decode: Decode | None) -> Scorer:
@@ -97,6 +101,12 @@ def _mixture(reward: RewardConfig, decode: Decode | None) -> Scorer:
     return Mixture([Component(_name(part), weight, build_scorer(part, decode)) for part, weight in parts])
 
 
+def _named(reward: RewardConfig, decode: Decode | None) -> Scorer:
+    from sppo_megatron.rewards.named import NamedRewards
+
+    return NamedRewards({name: build_scorer(named_reward(reward, name), decode) for name in reward.named}, reward.key)
+
+
 def _none(reward: RewardConfig, decode: Decode | None) -> Scorer:
     from sppo_megatron.rewards.mixture import NoReward
 
@@ -120,6 +130,14 @@ def _check_mixture(reward: RewardConfig) -> Iterator[str]:
         yield from (f"reward.mixture[{place}]: {problem}" for problem in _entry_problems(reward, entry))
 
 
+def _check_named(reward: RewardConfig) -> Iterator[str]:
+    for name in reward.named:
+        problems = list(check_named_values(reward, name))
+        if not problems and reward.named[name]["kind"] == reward.kind:
+            problems = [f"reward.named.{name}: kind={reward.kind} can't hold itself: choose another kind"]
+        yield from problems or (f"reward.named.{name}: {text}" for text in check_scorer(named_reward(reward, name)))
+
+
 REWARDS: dict[str, RewardKind] = {
     kind.name: kind
     for kind in (
@@ -140,10 +158,15 @@ REWARDS: dict[str, RewardKind] = {
         RewardKind("pairwise_model", _pairwise_model, gives_preferences=True, check=_check_model),
         RewardKind("pairwise_function", _pairwise_function, takes="function", gives_preferences=True),
         RewardKind("mixture", _mixture, takes="mixture", check=_check_mixture),
+        RewardKind("named", _named, takes="named", check=_check_named),
         RewardKind("none", _none, for_humans=True),
     )
 }
-_TAKEN = {"function": "module:name", "mixture": "[{kind: ..., weight: ...}]"}  # with what the keys look like
+_TAKEN = {  # with what the keys look like
+    "function": "module:name",
+    "mixture": "[{kind: ..., weight: ...}]",
+    "named": "{NAME: {kind: ...}}",
+}
 _OF_AN_ENTRY = {"kind", "weight", "function"}
 
 
@@ -155,8 +178,9 @@ def kind_of(reward: RewardConfig) -> RewardKind:
 
 
 def parts_of(reward: RewardConfig) -> list[RewardConfig]:
-    """The rewards that score by themselves: those of the mixture's entries, or this one."""
-    return [_part(reward, entry) for entry in reward.mixture] or [reward]
+    """The rewards that score by themselves: those of the mixture's entries, those with a name, or this one."""
+    named = [part for name in reward.named for part in parts_of(named_reward(reward, name))]
+    return named or [_part(reward, entry) for entry in reward.mixture] or [reward]
 
 
 def build_scorer(reward: RewardConfig, decode: Decode | None = None) -> Scorer:
@@ -192,26 +216,36 @@ def check_reward(config: Config, generates: bool) -> Iterator[str]:
 
     generates: whether responses are sampled; False if stored ones are read.
     """
-    reward, objective, problems = config.reward, config.objective, list(check_scorer(config.reward))
+    reward, objective = with_rewards_of_sources(config.reward, config.data), config.objective
+    problems = list(check_scorer(reward))
     yield from problems
     kind = REWARDS.get(reward.kind)
     if kind is None:
         return
-    if kind.gives_preferences and objective.reward != "win_rate":
+    kinds = [kind] if problems else [kind_of(part) for part in parts_of(reward)]
+    compares = next((each for each in kinds if each.gives_preferences), None)
+    if compares and objective.reward != "win_rate":
         yield (
-            f"reward.kind={kind.name} gives preferences between responses: set objective.reward=win_rate, "
+            f"reward.kind={compares.name} gives preferences between responses: set objective.reward=win_rate, "
             "as objective=sppo_win_rate does"
         )
     if kind.for_humans and not learns_from_humans(objective):
         yield f"reward.kind={kind.name} is for objective.pairwise=spin, whose winners are given: choose a reward"
     k = config.rollout.num_samples_per_prompt
-    if kind.gives_preferences and generates and k < 2:
-        yield f"reward.kind={kind.name} compares responses: rollout.num_samples_per_prompt={k} must be at least 2"
-    if objective.length_reward_weight and not problems and not any(kind_of(p).says_correct for p in parts_of(reward)):
+    if compares and generates and k < 2:
+        yield f"reward.kind={compares.name} compares responses: rollout.num_samples_per_prompt={k} must be at least 2"
+    if objective.length_reward_weight and not problems and not _says_correct(reward):
         yield (
             f"objective.length_reward_weight={objective.length_reward_weight:g} needs to know which responses are "
             f"correct, and reward.kind={kind.name} doesn't say: set it to 0"
         )
+
+
+def _says_correct(reward: RewardConfig) -> bool:
+    """Of every prompt's responses."""
+    if reward.named:
+        return all(_says_correct(named_reward(reward, name)) for name in reward.named)
+    return any(kind_of(part).says_correct for part in parts_of(reward))
 
 
 def _not_together(reward: RewardConfig) -> Iterator[str]:
@@ -241,7 +275,7 @@ def _entry_problems(reward: RewardConfig, entry: dict[str, Any]) -> Iterator[str
 
 def _part(reward: RewardConfig, entry: dict[str, Any]) -> RewardConfig:
     """An entry's kind and function; every other key is the reward's own."""
-    return replace(reward, kind=entry["kind"], function=entry.get("function"), mixture=[])
+    return replace(reward, kind=entry["kind"], function=entry.get("function"), mixture=[], named={})
 
 
 def _name(reward: RewardConfig) -> str:

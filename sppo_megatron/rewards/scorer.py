@@ -111,15 +111,29 @@ def total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def with_means(metrics: dict[str, float]) -> dict[str, float]:
+    """Totals over all ranks, with named_reward_mean/NAME in the place of reward_sum/NAME and reward_count/NAME."""
+    found = {}
+    for name, value in metrics.items():
+        kind, _, of = name.partition("/")
+        if kind == "reward_sum":
+            found[f"named_reward_mean/{of}"] = value / max(1.0, metrics[f"reward_count/{of}"])
+        elif kind != "reward_count":
+            found[name] = value
+    return found
+
+
 def check_failures(groups: Sequence[Group], metrics: dict[str, float], max_failed_share: float) -> None:
     """Of scored groups, and the scorer's metrics of all of them. Raises ScoringError as `score_over_ranks`."""
     errors = [response.error for group in groups for response in group.responses if response.error is not None]
-    asked = int(sum(count for name, count in metrics.items() if name.endswith("_questions")))
-    failed, what = int(sum(count for name, count in metrics.items() if name.endswith("_failed"))), "questions"
-    if not asked:
-        asked, failed, what = sum(len(group.responses) for group in groups), len(errors), "responses"
+    alone = [response for group in groups if group.preference is None for response in group.responses]
+    questions = int(sum(count for name, count in metrics.items() if name.endswith("_questions")))
+    failed = int(sum(count for name, count in metrics.items() if name.endswith("_failed")))
+    failed += sum(response.error is not None for response in alone)
+    asked = questions + len(alone)
     if failed <= max_failed_share * asked:
         return
-    verb = "answered" if what == "questions" else "scored"
+    verb = "answered" if questions else "scored"
+    what = " and ".join(["questions"] * (questions > 0) + ["responses"] * (len(alone) > 0))
     told = f"{verb} none of the {what}" if failed == asked else f"failed on {failed} of {asked} {what}"
     raise ScoringError(told, errors[0])

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks import check_config, check_generation
 from sppo_megatron.config.objective import learns_from_humans
-from sppo_megatron.config.sources import training_sources
+from sppo_megatron.config.sources import training_sources, with_rewards_of_sources
 from sppo_megatron.config.values import check_values
 from sppo_megatron.engines.kind import EngineKind
 from sppo_megatron.engines.megatron import MEGATRON
 from sppo_megatron.engines.registry import ENGINES
 from sppo_megatron.errors import ConfigError, raise_problems
+from sppo_megatron.rewards.choices import check_choices
 from sppo_megatron.rewards.registry import check_reward, check_scorer
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def stored_kind(config: Config) -> StoredKind | None:
 def check_run(config: Config, world_size: int) -> None:
     """Raises ConfigError listing every problem of a training run of world_size processes."""
     generates = stored_kind(config) is None
-    more = chain(_problems(config, world_size), check_reward(config, generates))
+    more = chain(_problems(config, world_size), check_reward(config, generates), check_choices(config, generates))
     check_config(config, world_size, generates=generates, more=more)
 
 
@@ -124,7 +125,7 @@ def check_generating(config: Config, world_size: int) -> None:
 
 def check_scoring(config: Config) -> None:
     """As `check_run`, of what scoring alone reads."""
-    raise_problems([*check_values(config), *check_scorer(config.reward)])
+    raise_problems([*check_values(config), *check_scorer(with_rewards_of_sources(config.reward, config.data))])
 
 
 def _problems(config: Config, world_size: int) -> Iterator[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from sppo_megatron.rewards.scorer import Scorer, check_failures, score_over_ranks, total
+from sppo_megatron.rewards.scorer import Scorer, check_failures, score_over_ranks, total, with_means
 from sppo_megatron.rollout.filter import GroupFilter
 from sppo_megatron.rollout.source import GroupSource, SourceState
 from sppo_megatron.types import Group, num_tokens
@@ -112,7 +112,7 @@ class _Made:
             self.seconds[what] += time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:
-        return self.scoring | {
+        return with_means(self.scoring) | {
             "seconds_rollout": self.seconds["rollout"],
             "seconds_reward": self.seconds["reward"],
             "rollout_tokens_per_second": num_tokens(self.groups) / max(self.seconds["rollout"], 1e-9),

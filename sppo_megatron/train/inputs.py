@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sppo_megatron.config import Config
+from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.config.parallelism import check_layout
-from sppo_megatron.config.sources import Source, evaluation_sources, training_sources
+from sppo_megatron.config.sources import Source, evaluation_sources, training_sources, with_rewards_of_sources
 from sppo_megatron.data.sources import LoadedSource, load_sources
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.architecture import Architecture
@@ -27,7 +27,8 @@ from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
 from sppo_megatron.hf.untrained import untrained_names, untrained_tensors
 from sppo_megatron.policy.model.mapped import MappedModel
-from sppo_megatron.rewards.registry import build_scorer, check_answer
+from sppo_megatron.rewards.choices import prompt_reader
+from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rewards.text import Decode
 from sppo_megatron.rollout.registry import engine_kind, stored_kind
@@ -83,11 +84,12 @@ def read_inputs(config: Config) -> Inputs:
     check_layout(config.parallelism, **model.layout_sizes())  # type: ignore[arg-type]
     tokenizer = load_tokenizer(folder)
     decode = None if tokenizer is None else decoder(tokenizer)
-    scorer = build_scorer(config.reward, decode)
+    reward = with_rewards_of_sources(config.reward, config.data)
+    scorer = build_scorer(reward, decode)
     kind = stored_kind(config)
     stored = kind.open(config, tokenizer) if kind is not None else None
     trained = [] if stored else training_sources(config.data)
-    loaded = _load([*trained, *evaluation_sources(config.data)], config, tokenizer, scorer)
+    loaded = _load([*trained, *evaluation_sources(config.data)], config, tokenizer, reward, scorer.needs_answer)
     inputs = Inputs(
         folder=folder,
         hf_config=hf_config,
@@ -111,7 +113,9 @@ def open_model(config: Config, folder: Path, hf_config: Any) -> MappedModel:
     return MappedModel(architecture, _tensors(config, folder, architecture), config.model.make_vocab_size_divisible_by)
 
 
-def _load(sources: list[Source], config: Config, tokenizer: Any | None, scorer: Scorer) -> list[LoadedSource]:
+def _load(
+    sources: list[Source], config: Config, tokenizer: Any | None, reward: RewardConfig, needs_answer: bool
+) -> list[LoadedSource]:
     if sources and tokenizer is None:
         raise ConfigError(
             f"{sources[0].path} holds text and model.hf_path={config.model.hf_path} has no tokenizer: save one into "
@@ -120,8 +124,8 @@ def _load(sources: list[Source], config: Config, tokenizer: Any | None, scorer: 
     return load_sources(
         sources,
         tokenizer,
-        require_answer=scorer.needs_answer,
-        check_answer=partial(check_answer, config.reward),
+        require_answer=needs_answer,
+        accept=partial(prompt_reader, reward),
         max_response_length=config.rollout.max_response_length,
     )
 

@@ -11,11 +11,12 @@ from sppo_megatron.data.rollout_file import read_groups
 from tests.integration import tiny_task
 
 
-def arguments_of(task: Path, output: Path, weights: tuple[float, float], **changes: object) -> list[str]:
-    entries = [
-        f"{{name: {name}, path: {task}/{name}.jsonl, weight: {w}}}" for name, w in zip("ab", weights, strict=True)
-    ]
-    held_out = [f"{{name: {name}, path: {task}/{name}.jsonl}}" for name in "ab"]
+def arguments_of(
+    task: Path, output: Path, weights: tuple[float, float], rewards: tuple[str, str] = ("", ""), **changes: object
+) -> list[str]:
+    ways = [f"name: {name}, path: {task}/{name}.jsonl{more}" for name, more in zip("ab", rewards, strict=True)]
+    entries = [f"{{{way}, weight: {w}}}" for way, w in zip(ways, weights, strict=True)]
+    held_out = [f"{{{way}}}" for way in ways]
     return tiny_task.overrides(
         task,
         output,
@@ -55,11 +56,20 @@ def test_two_sources(task: Path) -> None:
         mean = (20 * line["eval_reward_mean/a"] + 12 * line["eval_reward_mean/b"]) / 32
         assert line["eval_reward_mean"] == pytest.approx(mean)
 
-    done = tiny_task.run([*arguments_of(task, output, (1, 5), **{"train.iterations": 3}), "checkpoint.load=latest"])
+    rewards = (", reward: exact", ", reward: [{name: exact, weight: 2.0}, {name: share, weight: 0.5}]")
+    named = {"reward.kind": "named", "reward.named": "{exact: {kind: exact_match}, share: {kind: character_share}}"}
+    more = arguments_of(task, output, (1, 5), rewards, **{"train.iterations": 3}, **named)
+    done = tiny_task.run([*more, "checkpoint.load=latest"])
     assert done.returncode == 0, done.stderr[-4000:]
     assert "data.sources:" in done.stderr and "from the next iteration" in done.stderr
     each = drawn(output)
     assert Counter(name for name, _ in each[2]) == {"a": 1, "b": 5}
+    groups = read_groups(sorted((output / "rollouts").iterdir())[2])
+    assert {str(group.prompt.rewards) for group in groups} == {"{'exact': 1.0}", "{'exact': 2.0, 'share': 0.5}"}
+    line = tiny_task.steps(output)[-1]
+    exact, share = line["named_reward_mean/exact"], line["named_reward_mean/share"]
+    exact_of_b = (6 * exact - line["reward_mean/a"]) / 5  # of six prompts one is of a
+    assert line["reward_mean/b"] == pytest.approx(2 * exact_of_b + 0.5 * share) and share > 0
     of_b = [index for name, index in each[0] + each[1] + each[2] if name == "b"]
     assert len(set(of_b)) == len(of_b) == 9, "its prompts go on where they stood"
 

@@ -8,9 +8,13 @@ from sppo_report.panel import OTHER, Panel
 from sppo_report.panel_table import PANELS
 
 # Where a metric that no panel names is shown, by its prefix.
-_PREFIXES = {"eval_": "Outcome", "seconds_": "Time", "sync_": "Time"} | dict.fromkeys(
-    ("rollout_", "mismatch_", "probe_", "fp8_"), "Rollout against trainer"
-)
+_PREFIXES = {
+    "eval_": "Outcome",
+    "reward_mean/": "Outcome",
+    "named_reward_mean/": "Outcome",
+    "seconds_": "Time",
+    "sync_": "Time",
+} | dict.fromkeys(("rollout_", "mismatch_", "probe_", "fp8_"), "Rollout against trainer")
 
 
 def panels_for(metrics: Iterable[str]) -> list[Panel]:

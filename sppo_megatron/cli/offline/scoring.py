@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,19 @@ from sppo_megatron.cli.offline.batches import Batches, Shard
 from sppo_megatron.cli.offline.write import BatchWriter, Output
 from sppo_megatron.cluster.consensus import agreed
 from sppo_megatron.cluster.rendezvous import has_launcher
-from sppo_megatron.config import Config
+from sppo_megatron.config import Config, RewardConfig
+from sppo_megatron.config.named_rewards import named_reward
+from sppo_megatron.config.sources import with_rewards_of_sources
 from sppo_megatron.data.digests import file_digest, model_digest
 from sppo_megatron.data.rollout_file import iterate_groups
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
-from sppo_megatron.rewards.registry import build_scorer
+from sppo_megatron.rewards.choices import prompt_reader
+from sppo_megatron.rewards.registry import build_scorer, parts_of
 from sppo_megatron.rewards.scorer import Scorer, ScoringError, score_over_ranks
 from sppo_megatron.rewards.text import Decode
-from sppo_megatron.types import Group
+from sppo_megatron.types import Group, Prompt
 
 # Where and how it is asked, which may be another way after a kill.
 _NOT_OF_THE_REWARD = ("timeout_s", "num_workers", "max_failed_share")
@@ -43,10 +46,11 @@ def score_file(config: Config, source: Path, output: Output, batch_size: int, sh
     """
     with _process_group():
         decode = agreed(lambda: _decoder(config.model.hf_path))
-        scorer = agreed(lambda: build_scorer(config.reward, decode))
+        reward = with_rewards_of_sources(config.reward, config.data)
+        scorer = agreed(lambda: build_scorer(reward, decode))
         try:
             needs_answer = scorer.needs_answer
-            num_groups = agreed(lambda: _check_groups(source, needs_text=decode is None, needs_answer=needs_answer))
+            num_groups = agreed(lambda: _check_groups(source, decode is None, needs_answer, prompt_reader(reward)))
             batches = Batches(num_groups, batch_size, shard)
             writer = BatchWriter(output, agreed(lambda: scoring_settings(config, source)), batches)
             first = batches.first_item
@@ -64,16 +68,22 @@ def score_file(config: Config, source: Path, output: Output, batch_size: int, sh
 
 def scoring_settings(config: Config, source: Path) -> dict[str, Any]:
     """What decides the scores: see ResumableFile."""
-    reward = {key: value for key, value in asdict(config.reward).items() if key not in _NOT_OF_THE_REWARD}
-    reward["judge"] = {key: value for key, value in reward["judge"].items() if key not in _NOT_OF_THE_JUDGE}
-    paths = (config.reward.judge.template, config.reward.model.template, config.reward.model.path)
+    reward = with_rewards_of_sources(config.reward, config.data)
+    paths = [path for part in parts_of(reward) for path in (part.judge.template, part.model.template, part.model.path)]
     return {
         "command": "score",
         "input": file_digest(source),
-        "reward": reward,
+        "reward": _identity(reward),
         "reward files": [_path_digest(path) for path in paths],
         "model.hf_path": config.model.hf_path,
     }
+
+
+def _identity(reward: RewardConfig) -> dict[str, Any]:
+    identity = {key: value for key, value in asdict(reward).items() if key not in _NOT_OF_THE_REWARD}
+    identity["judge"] = {key: value for key, value in identity["judge"].items() if key not in _NOT_OF_THE_JUDGE}
+    identity["named"] = {name: _identity(named_reward(reward, name)) for name in reward.named}
+    return identity
 
 
 def _path_digest(path: str | None) -> str | None:
@@ -107,7 +117,7 @@ class _Reader:
         return groups[skipped:]
 
 
-def _check_groups(source: Path, needs_text: bool, needs_answer: bool) -> int:
+def _check_groups(source: Path, needs_text: bool, needs_answer: bool, accept: Callable[[Prompt], Prompt]) -> int:
     """How many groups there are. Raises ConfigError for a broken line, no groups, or what is needed and missing."""
     count = 0
     for group in iterate_groups(source):
@@ -120,6 +130,10 @@ def _check_groups(source: Path, needs_text: bool, needs_answer: bool) -> int:
             )
         if needs_answer and group.prompt.answer is None:
             raise ConfigError(f"{source}, group {count} has no answer, which this reward.kind compares with")
+        try:
+            accept(group.prompt)
+        except ValueError as error:
+            raise ConfigError(f"{source}, group {count}: {error}") from None
     if not count:
         raise ConfigError(f"{source} has no groups")
     return count

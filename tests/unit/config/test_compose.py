@@ -45,6 +45,8 @@ def test_there_are_files():
 def complete_reward(config):
     """What a kind needs besides its file."""
     config.reward.function = "module:name" if config.reward.kind in ("function", "pairwise_function") else None
+    config.reward.named = {"a": {"kind": "numeric"}} if config.reward.kind == "named" else {}
+    config.reward.key = "reward"
     config.reward.judge.urls = ["http://127.0.0.1:8000"]
     config.reward.model.path = "somewhere"
     config.reward.mixture = [{"kind": "numeric", "weight": 1.0}] if config.reward.kind == "mixture" else []

@@ -3,7 +3,6 @@
 import json
 import logging
 from datetime import date
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from sppo_megatron.config import DataConfig, RewardConfig
 from sppo_megatron.data.prompts import load_prompts
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.registry import check_answer
+from sppo_megatron.rewards.choices import prompt_reader
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role not in ('user', 'system') %}"
@@ -231,10 +230,10 @@ def test_answers_that_a_reward_cannot_use_are_bad_lines(write):
     )
     reward = RewardConfig(kind="mixture", mixture=[{"kind": "numeric", "weight": 1.0}])
     with pytest.raises(ConfigError) as refused:
-        load_prompts(path, make_tokenizer(), DataConfig(), check_answer=partial(check_answer, reward))
+        load_prompts(path, make_tokenizer(), DataConfig(), accept=prompt_reader(reward))
     message = str(refused.value)
     assert "2 bad lines" in message and "line 2" in message and "line 3" in message and "math_verify" in message
-    everything = load_prompts(path, make_tokenizer(), DataConfig(), check_answer=partial(check_answer, RewardConfig()))
+    everything = load_prompts(path, make_tokenizer(), DataConfig(), accept=prompt_reader(RewardConfig()))
     assert len(everything) == 4
 
 
