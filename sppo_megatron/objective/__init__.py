@@ -1,7 +1,7 @@
 """The objective as pure tensor maths: torch in, torch out, no process groups and no configuration."""
 
 from sppo_megatron.objective.baseline import BASELINES, group_baseline
-from sppo_megatron.objective.confidence import wilson_interval
+from sppo_megatron.objective.confidence import clustered_interval, clustered_share_interval, wilson_interval
 from sppo_megatron.objective.diagnostics import (
     degenerate_group_sums,
     finalize_diagnostics,
@@ -39,6 +39,8 @@ __all__ = [
     "LossSums",
     "Mismatch",
     "check_preference",
+    "clustered_interval",
+    "clustered_share_interval",
     "compute_sppo_loss",
     "degenerate_group_sums",
     "finalize_diagnostics",

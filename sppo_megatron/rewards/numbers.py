@@ -45,7 +45,7 @@ def last_number(text: str) -> Number | None:
     Reads 12, -3.5, .5, 1,234,567, 1{,}234, $5, 1.5e3, 2 \\times 10^{5}, 3/4, \\frac{3}{4},
     1\\frac{3}{4} (a mixed number), 50%.
     """
-    boxed = _last_boxed(text)
+    boxed = last_boxed(text)
     if boxed is not None and any(character.isdigit() for character in boxed):
         return whole_number(boxed)
     if "####" in text:  # as GSM8K marks an answer
@@ -138,7 +138,7 @@ def _to_fraction(digits: str) -> Fraction | None:
     return Fraction(digits.replace(",", ""))
 
 
-def _last_boxed(text: str) -> str | None:
+def last_boxed(text: str) -> str | None:
     """What stands in the last \\boxed{...}, braces inside it included. None if there is none, or it isn't closed."""
     start = text.rfind("\\boxed{")
     if start < 0:

@@ -25,6 +25,7 @@ from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.errors import ConfigError, TrainingError
+from sppo_megatron.evaluation.measures import Right
 from sppo_megatron.hf.hf_config import load_hf_config
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.save import save_hf_folder
@@ -254,7 +255,7 @@ def _evaluator(config: Config, parts: Parts, folder: Path | None) -> Evaluator |
     if not inputs.eval_prompts:
         return None
     collector = build_collector(config, inputs, parts.engine, for_evaluation=True)
-    return Evaluator(collector, inputs.scorer, inputs.eval_prompts, folder)
+    return Evaluator(collector, inputs.scorer, inputs.eval_prompts, folder, right=Right(config.eval.right_reward))
 
 
 def _digests(inputs: Inputs) -> dict[str, str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.evaluation.comparison import have_same_counts, rates_against
+from sppo_megatron.evaluation.measures import Right
+from sppo_megatron.evaluation.metrics import evaluation_metrics, findings_by_set
 from sppo_megatron.objective import wilson_interval
 from sppo_megatron.rewards.scorer import Scorer, score_over_ranks
 from sppo_megatron.rollout.collector import Collector
@@ -27,7 +30,7 @@ class Evaluator:
     """The collector samples as configured for evaluation; its seeds do not depend on when it is asked.
 
     folder: where the answers of each evaluation are written, None on ranks that don't. initial, previous: the scored
-    answers of π_0 and of the evaluation before, None if they aren't known.
+    answers of π_0 and of the evaluation before, None if they aren't known. right: which answers solve a prompt.
     """
 
     collector: Collector
@@ -36,14 +39,17 @@ class Evaluator:
     folder: Path | None = None
     initial: list[Group] | None = None
     previous: list[Group] | None = None
+    right: Right = field(default_factory=Right)
 
     def evaluate(self, iteration: int) -> dict[str, float]:
         """Metrics of the policy after so many iterations, the same on every rank. Collective.
 
         eval_reward_mean; eval_reward_errors, the answers that couldn't be scored or compared, of which a comparison
-        counts as a tie; eval_exact_match if the reward defines a right answer; response statistics; and for
-        `initial` and `previous` eval_win_rate_*, with the ends of its 95% interval over prompts (*_low, *_high). If
-        the reward is a preference, eval_reward_mean is the win rate against the initial policy.
+        counts as a tie; eval_exact_match if the reward defines a right answer; eval_pass_at_K and eval_maj_at_K if
+        there are several answers to a prompt and the reward is no preference; response statistics, all of them also
+        of each source that has a name (*/NAME); and for `initial` and `previous` eval_win_rate_*. With the ends of
+        95% intervals over prompts (*_low, *_high). If the reward is a preference, eval_reward_mean is the win rate
+        against the initial policy.
         """
         groups = self.collector.collect(self.prompts, 0)
         if not self.scorer.gives_preferences:
@@ -55,7 +61,8 @@ class Evaluator:
         if self.folder is not None:
             write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
         self.previous = groups
-        metrics = _statistics(groups) | _of_sources(groups)
+        right = None if self.scorer.gives_preferences else self.right
+        metrics = evaluation_metrics(findings_by_set(groups, right))
         for name, rate in rates.items():
             metrics |= _with_interval(f"eval_win_rate_{name}", rate)
         if iteration == 0:
@@ -82,7 +89,7 @@ class Evaluator:
         """Answer stands against answer: a resume with another eval.num_samples_per_prompt has nothing to compare."""
         for name in _FILES:
             opponents = getattr(self, name)
-            if opponents is not None and _counts(opponents) != _counts(groups):
+            if opponents is not None and not have_same_counts(groups, opponents):
                 logger.warning("eval.num_samples_per_prompt changed: no win rate against the %s answers", name)
                 setattr(self, name, None)
 
@@ -94,25 +101,13 @@ class Evaluator:
         rates: dict[str, np.ndarray] = {}
         errors: list[str | None] = [None for group in groups for _ in group.responses]
         if self.initial is not None:
-            rates["initial"], errors = self._against(self.initial, groups)
+            rates["initial"], errors = rates_against(self.scorer, groups, self.initial)
         if self.previous is self.initial is not None:
             rates["previous"] = rates["initial"]
         elif self.previous is not None:
-            rates["previous"], others = self._against(self.previous, groups)
+            rates["previous"], others = rates_against(self.scorer, groups, self.previous)
             errors = [first or second for first, second in zip(errors, others, strict=True)]
         return rates, errors
-
-    def _against(self, opponents: Sequence[Group], groups: Sequence[Group]) -> tuple[np.ndarray, list[str | None]]:
-        if not self.scorer.gives_preferences:
-            return 0.5 + 0.5 * np.sign(_rewards(groups) - _rewards(opponents)), [None] * sum(_counts(groups))
-        duels = [
-            Group(group.prompt, [mine, other])
-            for group, opponent in zip(groups, opponents, strict=True)
-            for mine, other in zip(group.responses, opponent.responses, strict=True)
-        ]
-        duels = score_over_ranks(self.scorer, duels)
-        wins = [0.5 if duel.preference is None else float(duel.preference[0, 1]) for duel in duels]
-        return np.array(wins).reshape(len(groups), -1), [duel.responses[0].error for duel in duels]
 
 
 def judged_by(metrics: dict[str, float], keep_best: str | None) -> float | None:
@@ -132,30 +127,6 @@ def judged_by(metrics: dict[str, float], keep_best: str | None) -> float | None:
             f"{', '.join(sorted(known))}"
         )
     return metrics.get(name)
-
-
-def _statistics(groups: Sequence[Group]) -> dict[str, float]:
-    responses = [response for group in groups for response in group.responses]
-    metrics = {
-        "eval_reward_mean": float(np.mean([response.reward for response in responses])),
-        "eval_reward_errors": float(sum(response.error is not None for response in responses)),
-        "eval_response_length_mean": float(np.mean([len(response.token_ids) for response in responses])),
-        "eval_truncation_rate": float(np.mean([response.finish_reason == "length" for response in responses])),
-    }
-    if all(response.correct is not None for response in responses):
-        metrics["eval_exact_match"] = float(np.mean([bool(response.correct) for response in responses]))
-    return metrics
-
-
-def _of_sources(groups: Sequence[Group]) -> dict[str, float]:
-    """The reward and the share of right answers of each source that has a name, as eval_reward_mean/NAME."""
-    found = {}
-    for name in sorted({group.prompt.source for group in groups if group.prompt.source is not None}):
-        of_source = _statistics([group for group in groups if group.prompt.source == name])
-        for key in ("eval_reward_mean", "eval_exact_match"):
-            if key in of_source:
-                found[f"{key}/{name}"] = of_source[key]
-    return found
 
 
 def _with_interval(name: str, rates: np.ndarray) -> dict[str, float]:
@@ -182,14 +153,6 @@ def _with_win_rates(groups: Sequence[Group], rates: np.ndarray | None, errors: S
         )
         for place, group in enumerate(groups)
     ]
-
-
-def _rewards(groups: Sequence[Group]) -> np.ndarray:
-    return np.array([[response.reward for response in group.responses] for group in groups], dtype=np.float64)
-
-
-def _counts(groups: Sequence[Group]) -> list[int]:
-    return [len(group.responses) for group in groups]
 
 
 def _ids(prompt: Prompt) -> list[int]:

@@ -27,6 +27,7 @@ FLOORS = {
     "hf": 3,
     "batch": 4,
     "rewards": 4,
+    "evaluation": 5,
     "policy": 5,
     "engines": 6,
     "rollout": 7,
@@ -39,6 +40,7 @@ ONLY: dict[str, set[str]] = {
     "config": {"errors", "objective"},
     "cluster": {"errors"},
     "megatron_cpu": {"parallel"},
+    "evaluation": {"types", "errors", "objective", "rewards"},
 }
 # Third-party packages that only some rooms may import.
 ROOMS_OF = {

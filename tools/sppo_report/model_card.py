@@ -21,6 +21,7 @@ from sppo_report.summary import summary_rows
 
 PICTURE = "curves.svg"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OF_SAMPLES = re.compile(r"eval_(pass|maj)_at_\d+")
 _OF_A_MACHINE = re.compile(r"(^|\.)(path|output_dir|load|urls|cache_path|sync_folder)$|_path$")
 
 
@@ -87,7 +88,9 @@ def _evaluation(run: Run) -> str:
     """Before, at the end and at best, with the 95% intervals that were logged."""
     if not run.evaluations:
         return "The run had no held-out prompts."
-    names = [name for name in ("eval_reward_mean", "eval_exact_match", "eval_win_rate_initial") if _have(run, name)]
+    sampled = sorted({name for line in run.evaluations for name in line if _OF_SAMPLES.fullmatch(name)}, key=len)
+    wanted = ("eval_reward_mean", "eval_exact_match", *sampled, "eval_win_rate_initial")
+    names = [name for name in wanted if _have(run, name)]
     lines = {"before": run.evaluations[0], "at the end": run.evaluations[-1]}
     rows = [
         f"| `{name}` | "

@@ -9,7 +9,8 @@ OTHER = "Other"
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. metrics: their names in metrics.jsonl. unit: of the y axis, empty for shares and plain numbers.
+    """One chart. metrics: their names in metrics.jsonl, with * for a number. unit: of the y axis, empty for shares
+    and plain numbers.
 
     advice: what an odd value looks like and what to do about it, empty if nothing can be odd about it alone.
     """

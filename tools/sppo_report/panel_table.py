@@ -18,11 +18,33 @@ PANELS = (
     ),
     Panel(
         "Outcome",
-        "Evaluation",
-        ("eval_reward_mean", "eval_exact_match"),
-        "Held-out prompts: mean reward, and the share answered right if the reward knows a right answer.",
-        advice="If the reward rises and this doesn't, the reward is being gamed, or the prompts are too few or "
-        "unlike those held out.",
+        "Evaluation, reward",
+        ("eval_reward_mean", "eval_reward_mean_low", "eval_reward_mean_high"),
+        "Held-out prompts: mean reward, and the 95% interval over prompts.",
+        advice="If the reward of training rises and this doesn't, the reward is being gamed, or the prompts are too "
+        "few or unlike those held out.",
+    ),
+    Panel(
+        "Outcome",
+        "Evaluation, right answers",
+        ("eval_exact_match", "eval_exact_match_low", "eval_exact_match_high"),
+        "Held-out prompts: the share of answers that the reward calls right, and the 95% interval over prompts.",
+        advice="Changes inside of the interval are chance: take more held-out prompts.",
+    ),
+    Panel(
+        "Outcome",
+        "Evaluation, pass@k",
+        ("eval_pass_at_*",),
+        "Held-out prompts that one of k answers solves, for each k, without bias, and the 95% interval.",
+        advice="If k = 1 rises while the largest k falls, answers lose variety: the policy sharpens what it could do "
+        "before. Lower optimizer.lr, or train on harder prompts.",
+    ),
+    Panel(
+        "Outcome",
+        "Evaluation, maj@k",
+        ("eval_maj_at_*",),
+        "Held-out prompts whose most frequent answer of k is right, for each k, and the 95% interval.",
+        advice="Below pass@1, the policy's favourite answers are the wrong ones: look at the reward and at the data.",
     ),
     Panel(
         "Outcome",

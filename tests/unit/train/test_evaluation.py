@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch.distributed as dist
 
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.evaluation.measures import Right
 from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.train.evaluation import Evaluator, judged_by
 from sppo_megatron.types import Group, Prompt, Response
@@ -65,7 +67,9 @@ def test_scores_win_tie_and_lose(tmp_path):
     of = evaluator(SCORES, start, second, third, folder=tmp_path)
     first = of.evaluate(0)
     assert (first["eval_reward_mean"], first["eval_exact_match"], first["eval_win_rate_initial"]) == (0.5, 0.5, 0.5)
-    assert not [name for name in first if "previous" in name or name.endswith(("_low", "_high"))]
+    assert not [
+        name for name in first if "previous" in name or ("win_rate" in name and name.endswith(("_low", "_high")))
+    ]
     metrics = of.evaluate(3)
     assert metrics["eval_win_rate_initial"] == metrics["eval_win_rate_previous"] == 0.5
     metrics = of.evaluate(4)
@@ -145,6 +149,42 @@ def test_another_number_of_answers_is_not_compared(caplog):
     assert "eval.num_samples_per_prompt changed" in caplog.text
     assert not [name for name in metrics if "win_rate" in name]
     assert of.evaluate(2)["eval_win_rate_previous"] == 0.75
+
+
+def test_several_answers_to_a_prompt_of_several_sets():
+    """Right answers of four: 4, 2 (outvoted), 1 and 0; "a" has the first two prompts."""
+    answers = [["7"] * 4, ["7", "1", "1", "1 + 6 = 7"], ["1", "2", "7", "3"], ["", "1", "1", "2"]]
+    of = evaluator(SCORES, answers)
+    of.prompts = [replace(prompt, source="a" if prompt.index < 2 else "b") for prompt in PROMPTS]
+    metrics = of.evaluate(0)
+    expected = {
+        "eval_reward_mean": 7 / 16,
+        "eval_reward_mean/a": 6 / 8,
+        "eval_pass_at_1": 7 / 16,
+        "eval_pass_at_2": (1 + 5 / 6 + 1 / 2 + 0) / 4,
+        "eval_pass_at_4": 3 / 4,
+        "eval_pass_at_4/b": 1 / 2,
+        "eval_maj_at_4": (1 + 1 / 2 + 1 / 4 + 0) / 4,
+        "eval_maj_at_4/a": 3 / 4,
+        "eval_response_length_mean/b": (2 + 2 + 2 + 2 + 1 + 2 + 2 + 2) / 8,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert metrics["eval_maj_at_4_low/a"] < 3 / 4 < metrics["eval_maj_at_4_high/a"]
+    of.scorer.close()
+
+
+def test_the_user_says_what_is_right():
+    of = evaluator({"kind": "character_share"}, [["7", "17"], ["1", "2"], ["7", "7"], ["72", "27"]])
+    assert of.evaluate(0)["eval_pass_at_1"] == 3 / 8
+    of = evaluator({"kind": "character_share"}, [["7", "17"], ["1", "2"], ["7", "7"], ["72", "27"]])
+    of.right = Right(0.5)
+    metrics = of.evaluate(0)
+    assert (metrics["eval_pass_at_1"], metrics["eval_exact_match"]) == (4 / 8, 3 / 8)
+
+
+def test_preferences_have_no_right_answers():
+    metrics = evaluator(PREFERENCES, [["a", "b"]] * 4).evaluate(0)
+    assert not [name for name in metrics if "_at_" in name or "exact" in name]
 
 
 def test_which_metric_says_what_is_best():

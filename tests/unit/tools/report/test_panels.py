@@ -52,3 +52,12 @@ def test_panels_that_have_something_to_show():
         ("Other", "my_metric"),
     ]
     assert panels_for([]) == []
+
+
+def test_numbered_metrics_and_those_of_sources_share_a_panel():
+    logged = ["eval_pass_at_16/gsm8k", "eval_pass_at_16", "eval_pass_at_2", "eval_reward_mean/gsm8k", "reward_mean/a"]
+    assert [(panel.title, panel.metrics) for panel in panels_for(logged)] == [
+        ("Reward", ("reward_mean/a",)),
+        ("Evaluation, reward", ("eval_reward_mean/gsm8k",)),
+        ("Evaluation, pass@k", ("eval_pass_at_2", "eval_pass_at_16", "eval_pass_at_16/gsm8k")),
+    ]

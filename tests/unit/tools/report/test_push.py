@@ -30,6 +30,7 @@ def run(tmp_path: Path) -> Path:
     evaluations = [
         {"eval_step": step, "eval_iteration": step, "eval_reward_mean": mean, "eval_win_rate_initial": mean}
         | {"eval_win_rate_initial_low": mean - 0.1, "eval_win_rate_initial_high": mean + 0.1}
+        | {"eval_pass_at_16": mean, "eval_pass_at_16_low": mean / 2, "eval_pass_at_16_high": 0.9, "eval_pass_at_4": 0.2}
         for step, mean in ((0, 0.25), (2, 0.75))
     ]
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*lines, *evaluations])))
@@ -48,6 +49,7 @@ def test_the_card(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "The regression family, (s − δ)²" in text and "`objective.eta=7" in text
     assert "| `eval_reward_mean` | 0.250 | 0.750 | 0.750 at step 2 |" in text
     assert "0.750 (0.650 to 0.850)" in text
+    assert "0.200 at step 0 |\n| `eval_pass_at_16` | 0.250 (0.125 to 0.900) | 0.750 (0.375 to 0.900) |" in text
     assert "torchrun --nproc-per-node 16 -m sppo_megatron.train" in text
     assert "optimizer.lr=3.0e-06" in text and "train_path" not in text
     assert [line for line in text.splitlines() if line.startswith("| 20")][1].split("|")[2:4] == [" 16 ", " 1 "]

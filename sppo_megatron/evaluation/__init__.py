@@ -1,0 +1,1 @@
+"""What scored answers say about a policy: estimates that can be quoted, with intervals over prompts."""
