@@ -44,6 +44,7 @@ def check_layout(
     ffn_hidden_size: int,
     num_experts: int | None = None,
     expert_ffn_hidden_size: int | None = None,
+    biased_experts: bool = False,
 ) -> None:
     """Raises ConfigError if the model can't be cut as configured. num_experts: None for a dense model."""
     tp = parallelism.tensor_model_parallel_size
@@ -65,6 +66,11 @@ def check_layout(
             f"the model's {num_layers} layers can't be split evenly over {stages} pipeline stages "
             "(pipeline_model_parallel_size × virtual_pipeline_model_parallel_size): "
             f"their product must be one of {_divisors(num_layers, num_layers)}"
+        )
+    if biased_experts and (parallelism.expert_tensor_parallel_size or tp) > 1:
+        problems.append(
+            "the model's experts have biases, which Megatron-Core does not cut over ranks: set "
+            "parallelism.expert_tensor_parallel_size=1"
         )
     raise_problems([*problems, *_check_experts(parallelism, num_experts, expert_ffn_hidden_size)])
 

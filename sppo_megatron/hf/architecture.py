@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "quick_gelu"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class Architecture:
     local_rotary_inv_freq: of the layers with a window, if theirs differ. softmax_scale: of q·k; None: 1/√head_dim.
     longest_sequence: tokens beyond which positions would not mean what they mean to transformers; None: no end.
     post_norms: what attention and MLP return is normed before it is added. zero_centered_norms: norms scale by 1 + w.
-    embedding_scale: of the embeddings, rounded to their dtype.
+    embedding_scale: of the embeddings, rounded to their dtype. linear_biases: the projection behind attention, experts
+    and routers have biases. sinks: each head has a logit that takes probability and gives nothing. activation_clamp:
+    the gate is limited from above, the other half from both sides; up_offset: added to the other half.
     """
 
     family: str
@@ -92,13 +94,17 @@ class Architecture:
     post_norms: bool = False
     zero_centered_norms: bool = False
     embedding_scale: float | None = None
+    linear_biases: bool = False
+    sinks: bool = False
+    activation_clamp: float | None = None
+    up_offset: float = 0.0
 
     def padded_vocab_size(self, divisible_by: int, tensor_model_parallel_size: int) -> int:
         """The vocabulary with padding columns, a multiple of divisible_by × tensor_model_parallel_size."""
         multiple = divisible_by * tensor_model_parallel_size
         return -(-self.vocab_size // multiple) * multiple
 
-    def layout_sizes(self) -> dict[str, int | None]:
+    def layout_sizes(self) -> dict[str, Any]:
         """What parallel sizes must divide: the arguments of `validation.check_layout`."""
         return {
             "num_layers": self.num_layers,
@@ -107,4 +113,5 @@ class Architecture:
             "ffn_hidden_size": self.ffn_hidden_size,
             "num_experts": self.mixture.num_experts if self.mixture else None,
             "expert_ffn_hidden_size": self.mixture.ffn_hidden_size if self.mixture else None,
+            "biased_experts": self.linear_biases,
         }

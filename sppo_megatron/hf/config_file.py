@@ -11,13 +11,14 @@ _BESIDE_ROPE_SCALING = ("rope_theta", "partial_rotary_factor")
 
 
 def write_config(folder: Path, hf_config: Any) -> None:
-    """Writes the config into an existing folder, with the fields of both major versions.
+    """Writes the config into an existing folder, with the fields of both major versions. Weights aren't quantised.
 
     Raises what `save_pretrained` raises for a config that can't be written.
     """
     hf_config.save_pretrained(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
     for alias, name in hf_config.attribute_map.items():  # what 5 renamed, as the number of experts
         if name in config:
             config.setdefault(alias, config[name])

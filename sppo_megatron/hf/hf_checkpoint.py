@@ -79,7 +79,7 @@ class RandomTensors:
         shape = self._shapes[name]
         if name.endswith("bias"):
             return _InMemory(torch.zeros(shape))
-        if len(shape) == 1:
+        if len(shape) == 1 and name.endswith("norm.weight"):
             return _InMemory(torch.full(shape, self._norms))
         digest = hashlib.sha256(f"{self._seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))

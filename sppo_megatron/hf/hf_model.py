@@ -13,6 +13,7 @@ from sppo_megatron.hf.hf_checkpoint import HFTensors, SafetensorsFolder
 from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.side_files import write_side_files
+from sppo_megatron.hf.stacked_experts import StackedExperts
 from sppo_megatron.hf.tokenizer import load_tokenizer
 from sppo_megatron.hf.untrained import trained
 
@@ -41,5 +42,7 @@ def open_hf_model(hf_path: str) -> HFModel:
 
 
 def open_weights(folder: Path, architecture: Architecture) -> HFTensors:
-    """The policy's tensors in a folder by the names of published checkpoints, however the experts are stored."""
-    return by_expert(trained(SafetensorsFolder(folder), architecture), family_of(architecture.family).layer.experts)
+    """The policy's tensors in a folder, an expert's each by itself however the experts are stored."""
+    experts = family_of(architecture.family).layer.experts
+    tensors = trained(SafetensorsFolder(folder), architecture)
+    return StackedExperts(tensors) if experts is not None and experts.stacked else by_expert(tensors, experts)

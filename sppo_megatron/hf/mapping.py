@@ -16,10 +16,12 @@ from sppo_megatron.hf.families.family import LayerNames
 from sppo_megatron.hf.tensor_layouts import (
     ColumnParallel,
     GatedMlp,
+    InterleavedGatedMlp,
     QueryKeyValue,
     Replicated,
     RowParallel,
     TensorLayout,
+    TransposedRowParallel,
     Vocabulary,
 )
 
@@ -37,7 +39,7 @@ _FUSED_LATENT_NORM_NAMES = {
     "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
 }
 # Transformer Engine's grouped experts: `weightN` is the weight of expert N.
-_GROUPED_EXPERT = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
+_GROUPED_EXPERT = re.compile(r"\.mlp\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$")
 _EXPERT = re.compile(r"\.mlp\.experts\.local_experts\.(\d+)\.")
 
 
@@ -64,7 +66,7 @@ def canonical_name(megatron_name: str) -> str:
     for fused, local in (FUSED_NORM_NAMES | _FUSED_LATENT_NORM_NAMES).items():
         if megatron_name.endswith(fused):
             return megatron_name.removesuffix(fused) + local
-    return _GROUPED_EXPERT.sub(r".mlp.experts.local_experts.\2.\1.weight", megatron_name)
+    return _GROUPED_EXPERT.sub(r".mlp.experts.local_experts.\3.\1.\2", megatron_name)
 
 
 def expert_index(megatron_name: str) -> int | None:
@@ -116,6 +118,10 @@ def _attention_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, Ten
     if a.qk_norm:
         for name in ("q", "k"):
             layouts[f"{megatron}{name}_layernorm.weight"] = Replicated(f"{hf}{name}_norm.weight", (a.head_dim,))
+    if a.sinks:
+        layouts[megatron + "core_attention.softmax_offset"] = ColumnParallel(hf + "sinks", (a.num_attention_heads,))
+    if a.linear_biases:
+        layouts[megatron + "linear_proj.bias"] = Replicated(hf + "o_proj.bias", (a.hidden_size,))
     heads = a.num_attention_heads * a.head_dim
     return layouts | {megatron + "linear_proj.weight": RowParallel(hf + "o_proj.weight", (a.hidden_size, heads))}
 
@@ -162,6 +168,16 @@ def _dense_layouts(a: Architecture, megatron: str, hf: str) -> dict[str, TensorL
     return _gated_mlp(megatron, names, a.hidden_size, a.ffn_hidden_size)
 
 
+def _stacked_expert(megatron: str, hf: str, hidden_size: int, ffn_hidden_size: int) -> dict[str, TensorLayout]:
+    """One expert of a stack (see `stacked_experts`): matrices for x @ W, gate and up by turns, biases."""
+    return {
+        megatron + "linear_fc1.weight": InterleavedGatedMlp(hf + "gate_up_proj", (hidden_size, 2 * ffn_hidden_size)),
+        megatron + "linear_fc1.bias": InterleavedGatedMlp(hf + "gate_up_proj_bias", (2 * ffn_hidden_size,)),
+        megatron + "linear_fc2.weight": TransposedRowParallel(hf + "down_proj", (ffn_hidden_size, hidden_size)),
+        megatron + "linear_fc2.bias": Replicated(hf + "down_proj_bias", (hidden_size,)),
+    }
+
+
 def _mixture_layouts(a: Architecture, megatron: str, hf: str, layer: LayerNames) -> dict[str, TensorLayout]:
     moe, names = a.mixture, layer.experts
     assert isinstance(moe, MixtureOfExperts) and names is not None
@@ -170,8 +186,13 @@ def _mixture_layouts(a: Architecture, megatron: str, hf: str, layer: LayerNames)
     layouts: dict[str, TensorLayout] = {megatron + "router.weight": router}
     if moe.expert_bias:
         layouts[megatron + EXPERT_BIAS] = Replicated(f"{block}{names.router}.{names.bias}", (moe.num_experts,))
+    if a.linear_biases:
+        layouts[megatron + "router.bias"] = Replicated(f"{block}{names.router}.bias", (moe.num_experts,))
     for expert in range(moe.num_experts):
         ours, theirs = f"{megatron}experts.local_experts.{expert}.", f"{block}experts.{expert}."
+        if names.stacked:
+            layouts |= _stacked_expert(ours, theirs, a.hidden_size, moe.ffn_hidden_size)
+            continue
         projections = (theirs + names.gate, theirs + names.up, theirs + names.down)
         layouts |= _gated_mlp(ours, projections, a.hidden_size, moe.ffn_hidden_size)
     if moe.shared_ffn_hidden_size is not None:

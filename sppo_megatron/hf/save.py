@@ -11,8 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from sppo_megatron.data.atomic_file import atomic_folder
+from sppo_megatron.hf.families import family_of
 from sppo_megatron.hf.safetensors_writer import SafetensorsWriter
 from sppo_megatron.hf.side_files import write_side_files
+from sppo_megatron.hf.stacked_experts import stack_experts
 from sppo_megatron.hf.weight_files import INDEX_FILE, SINGLE_FILE
 
 
@@ -27,11 +29,20 @@ def save_hf_folder(
     """Writes weights, config, generation config and tokenizer; an existing folder of that name is replaced at the end.
 
     source: the folder of the model whose generation config and tokenizer come along, byte for byte.
-    Peak memory is one tensor. A file holds max_file_bytes at most, or a single tensor that is larger.
+    Peak memory is one tensor, one layer's experts where they are published in a stack. A file holds max_file_bytes at
+    most, or a single tensor that is larger.
     """
     with atomic_folder(folder) as partial:
-        save_weights(partial, tensors, max_file_bytes)
+        save_weights(partial, as_published(tensors, hf_config), max_file_bytes)
         write_side_files(partial, hf_config, source)
+
+
+def as_published(tensors: Iterator[tuple[str, Tensor]], hf_config: Any) -> Iterator[tuple[str, Tensor]]:
+    """The policy's tensors by the names that its family publishes."""
+    experts = family_of(hf_config.model_type).layer.experts
+    if experts is None or not experts.stacked:
+        return tensors
+    return stack_experts(tensors, hf_config.num_local_experts)
 
 
 def save_weights(folder: Path, tensors: Iterator[tuple[str, Tensor]], max_file_bytes: int = 4 << 30) -> None:

@@ -135,6 +135,33 @@ class GatedMlp:
 
 
 @dataclass(frozen=True)
+class InterleavedGatedMlp(_OneTensor):
+    """linear_fc1 of a tensor for x @ W whose last dimension is gate, up, gate, up, ...; its bias as well."""
+
+    def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
+        columns = _rows(self.shape[-1] // 2, tp_rank, tp_size)
+        before = (slice(None),) * (len(self.shape) - 1)
+        part = sources[0][(*before, slice(2 * columns.start, 2 * columns.stop))].movedim(-1, 0)
+        return torch.cat([part[::2], part[1::2]])
+
+    def unshard(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        gates, ups = zip(*(shard.chunk(2) for shard in shards), strict=True)
+        by_turns = torch.stack([torch.cat(gates), torch.cat(ups)], dim=1).flatten(0, 1)
+        return (by_turns.movedim(0, -1).contiguous(),)
+
+
+@dataclass(frozen=True)
+class TransposedRowParallel(_OneTensor):
+    """Megatron's RowParallelLinear of a tensor for x @ W: its rows are split."""
+
+    def shard(self, sources: Sequence[TensorSource], tp_rank: int, tp_size: int) -> Tensor:
+        return sources[0][_rows(self.shape[0], tp_rank, tp_size)].T
+
+    def unshard(self, shards: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (torch.cat(list(shards), dim=1).T.contiguous(),)
+
+
+@dataclass(frozen=True)
 class QueryKeyValue:
     """linear_qkv: for each key-value group its queries, its key and its value, one group after the other.
 

@@ -8,6 +8,7 @@ over the context-parallel group, so a rank attends from its own queries to the w
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,12 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import is_layer_window_attention
-from torch import Tensor
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    is_layer_window_attention,
+    make_sharded_tensors_for_checkpoint,
+)
+from torch import Tensor, nn
 
 from sppo_megatron.parallel import zigzag_indices
 
@@ -42,6 +47,9 @@ class _GatherSequence(torch.autograd.Function):
 
 class TorchAttention(MegatronModule):
     """softmax(q kᵀ / √d) v by `scaled_dot_product_attention`.
+
+    With `config.softmax_type=learnable` each head has a logit `softmax_offset` that takes part in the softmax and gives
+    nothing (an attention sink).
 
     query [sq, b, heads/tp, d], key [sk, b, groups/tp, d], value [sk, b, groups/tp, d_v] -> [sq, b, heads/tp · d_v], all
     without b if packed. With a window (`config.window_size`, `config.window_attn_skip_freq`) a query sees its
@@ -71,6 +79,11 @@ class TorchAttention(MegatronModule):
         self.is_latent = v_channels is not None  # multi-latent attention takes packed results without b
         slides = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.keys_before = config.window_size[0] if slides else None
+        self.softmax_offset: nn.Parameter | None = None
+        if config.softmax_type == "learnable":
+            self.tp_group = pg_collection.tp
+            heads = config.num_attention_heads // self.tp_group.size()
+            self.softmax_offset = nn.Parameter(torch.zeros(heads, dtype=config.params_dtype))
         self.cp_group: dist.ProcessGroup | None = pg_collection.cp if config.context_parallel_size > 1 else None
 
     def forward(
@@ -106,7 +119,7 @@ class TorchAttention(MegatronModule):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         """The last query is at the position of the last key."""
-        if self.keys_before is None:
+        if self.keys_before is None and self.softmax_offset is None:
             return self._softmax(q, k, v, causal)
         keys = torch.arange(len(k), device=q.device)
         return self._softmax(q, k, v, mask=self._visible(keys[len(k) - len(q) :], keys))
@@ -118,10 +131,31 @@ class TorchAttention(MegatronModule):
 
     def _softmax(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False, mask: Tensor | None = None) -> Tensor:
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [b, heads, s, d]
+        if self.softmax_offset is not None:  # one more key, whose value is 0
+            assert mask is not None
+            k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
+            sinks = self.softmax_offset[:, None, None].expand(-1, len(mask), 1)
+            seen = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf).expand(len(sinks), -1, -1)
+            mask = torch.cat([seen, sinks.to(q.dtype)], dim=-1)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=self.softmax_scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         return out.permute(2, 0, 1, 3)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, Any]:
+        """The sinks, which are split over the tensor-parallel ranks like the heads."""
+        if self.softmax_offset is None:
+            return {}
+        return make_sharded_tensors_for_checkpoint(
+            {"softmax_offset": self.softmax_offset},
+            prefix,
+            {"softmax_offset": 0},
+            sharded_offsets,
+            tp_group=self.tp_group,
+            dp_cp_group=ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+        )
 
     def _attend_over_context(self, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
         group = self.cp_group

@@ -122,6 +122,11 @@ def mixture_terms(
         *_gated_mlp_terms("experts", routed, moe.ffn_hidden_size, sizes.etp, saved),
         term("weights of the choices", **routed, bytes=4),
     ]
+    if a.activation_clamp is not None:  # both halves limited, the gate's sigmoid, and two products, each by itself
+        elements = 5 * moe.ffn_hidden_size
+        terms.append(
+            term("experts, limited activation", **routed, elements=elements, bytes=saved.activation).over(tp=sizes.etp)
+        )
     if moe.shared_ffn_hidden_size is not None:
         whole: dict[str, float] = {"tokens": tokens.count}
         terms += _gated_mlp_terms("shared expert", whole, moe.shared_ffn_hidden_size, sizes.tp, saved)

@@ -131,5 +131,8 @@ class ParameterTable:
 def _order_in_layer(kind: str) -> int:
     """Megatron builds the output projection before what queries, keys and values come from; the rest is as in the
     table. A bias of the experts' choice is a buffer, which no optimizer knows."""
-    order = ("input_layernorm", "linear_proj", "linear_q", "linear_kv", "q_layernorm", "k", "pre_mlp_layernorm", "mlp")
+    order = (
+        *("input_layernorm", "core_attention", "linear_proj", "linear_q", "linear_kv", "q_layernorm", "k"),
+        *("pre_mlp_layernorm", "mlp"),
+    )
     return next(place for place, part in enumerate(order) if f".{part}" in kind)

@@ -182,9 +182,17 @@ def _engine_arguments(settings: EngineSettings, world_size: int, on_gpu: bool) -
         # vLLM takes back what it drew for a prompt that is computed in parts; a generator on CPU can't, and it crashes.
         arguments["enable_chunked_prefill"] = False
         arguments |= cpu_arguments(settings.folder)
+    if not settings.standalone:  # what the trainer sends is not quantised, whatever the folder's weights are
+        arguments["hf_overrides"] = _unquantised
     if settings.kv_cache_memory_mib is not None or not on_gpu:
         arguments["kv_cache_memory_bytes"] = (settings.kv_cache_memory_mib or 256) << 20
     return arguments | settings.engine_args
+
+
+def _unquantised(hf_config: Any) -> Any:
+    if hasattr(hf_config, "quantization_config"):
+        del hf_config.quantization_config
+    return hf_config
 
 
 def _vllm_params(request: Request, params: SamplingParams) -> Any:

@@ -132,7 +132,12 @@ def begin_loading(model: nn.Module) -> None:
         method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None  # else a CPU's experts are not packed again, and the old ones go on answering
+    sinks = [(module, module.sinks) for module in model.modules() if isinstance(getattr(module, "sinks", None), Tensor)]
     initialize_layerwise_reload(model)
+    for module, parameter in sinks:
+        # vLLM copies them into the parameter without a loader. During a reload that is an empty one, which takes
+        # nothing and says nothing; so it is the one that attention reads.
+        module.sinks = parameter
 
 
 def take_weights(model: Any, weights: Iterator[tuple[str, Tensor]], model_config: Any) -> str | None:

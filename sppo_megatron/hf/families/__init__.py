@@ -7,6 +7,7 @@ from sppo_megatron.hf.families.deepseek import DEEPSEEK_V3
 from sppo_megatron.hf.families.family import Family
 from sppo_megatron.hf.families.gemma import GEMMA3_TEXT
 from sppo_megatron.hf.families.glm import GLM4_MOE
+from sppo_megatron.hf.families.gpt_oss import GPT_OSS
 from sppo_megatron.hf.families.llama import LLAMA
 from sppo_megatron.hf.families.mistral import MINISTRAL3, MISTRAL, MIXTRAL
 from sppo_megatron.hf.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": GEMMA3_TEXT,
     "glm4_moe": GLM4_MOE,
     "deepseek_v3": DEEPSEEK_V3,
+    "gpt_oss": GPT_OSS,
 }
 
 

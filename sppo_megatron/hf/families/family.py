@@ -25,6 +25,7 @@ class ExpertNames:
     shared: str | None = None  # the shared expert
     shared_gate: str | None = None  # its [1, hidden] gate
     bias: str | None = None  # the [experts] bias that only the choice sees, beside the router's weight
+    stacked: bool = False  # all experts of a layer in one tensor: see `stacked_experts`
 
 
 @dataclass(frozen=True)

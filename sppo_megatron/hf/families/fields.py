@@ -52,6 +52,7 @@ def check_fields(hf_config: Any, fields: ConfigFields) -> None:
     """Raises ConfigError that names every field that isn't supported."""
     values = {name: value for name, value in hf_config.to_dict().items() if not name.startswith("_")}
     only = {"hidden_act": ("silu",), "quantization_config": (None,)} | dict(fields.only)
+    only = {name: allowed for name, allowed in only.items() if name not in fields.read}
     refused = [
         name if allowed in ((False,), (None,)) or value is True else _with_allowed(name, value, allowed)
         for name, allowed in only.items()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import layers as tensor_parallel_layers
@@ -47,12 +48,15 @@ def transformer_config(
         "layernorm_epsilon": a.norm_epsilon,
         "gated_linear_unit": True,
         "activation_func": _ACTIVATIONS[a.activation],
-        "bias_activation_fusion": a.activation == "silu",
-        "add_bias_linear": False,
+        "bias_activation_fusion": a.activation == "silu",  # that of quick_gelu limits before it adds the bias
+        "activation_func_clamp_value": a.activation_clamp,
+        "glu_linear_offset": a.up_offset,
+        "add_bias_linear": a.linear_biases,
         "add_qkv_bias": a.qkv_bias,
         "qk_layernorm": a.qk_norm,
         "layernorm_zero_centered_gamma": a.zero_centered_norms,
         "softmax_scale": a.softmax_scale,
+        "softmax_type": "learnable" if a.sinks else "vanilla",
     }
     if a.windows:
         fields |= _window_fields(a)
@@ -69,6 +73,7 @@ def transformer_config(
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
 }
 
 
@@ -226,11 +231,13 @@ def _set_experts_apart(chunk: nn.Module) -> None:
     """Gives the experts gradient buffers and an optimizer of their own in every layout.
 
     Megatron does so if their process groups differ from the dense layers'. A checkpoint holds the state of each
-    optimizer by itself: one that was saved with two would load only into two.
+    optimizer by itself: one that was saved with two would load only into two. Their biases' gradients are whole on each
+    tensor-parallel rank, though Megatron marks them as parts of a sequence's.
     """
     for name, parameter in chunk.named_parameters():
         if expert_index(name) is not None:
             parameter.allreduce = False  # type: ignore[attr-defined]  # Megatron's mark for the expert groups
+            parameter.sequence_parallel = False  # type: ignore[attr-defined]
 
 
 def unwrap(chunk: nn.Module) -> GPTModel:

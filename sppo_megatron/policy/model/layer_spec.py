@@ -18,6 +18,7 @@ from sppo_megatron.hf.architecture import Architecture
 from sppo_megatron.megatron_cpu.attention import TorchAttention
 from sppo_megatron.megatron_cpu.norm import TorchNorm
 from sppo_megatron.parallel.fused_kernels import has_transformer_engine
+from sppo_megatron.policy.model.biased_experts import ExpertDownProjection
 from sppo_megatron.policy.model.latent_attention import SplitLatentAttention
 from sppo_megatron.policy.model.post_norm import with_post_norm
 from sppo_megatron.policy.model.rotary import PairedRotaryAttention
@@ -84,6 +85,8 @@ def _torch_layer(config: TransformerConfig, num_experts: int | None) -> ModuleSp
         multi_latent_attention=config.multi_latent_attention,
     )
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = TorchNorm
+    if num_experts is not None and config.add_bias_linear:
+        layer.submodules.mlp.keywords["submodules"].experts.keywords["submodules"].linear_fc2 = ExpertDownProjection
     attention = layer.submodules.self_attention.submodules
     attention.core_attention = TorchAttention
     if config.multi_latent_attention:

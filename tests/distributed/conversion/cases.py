@@ -48,10 +48,20 @@ LAYOUTS = {
     "world4-pp2-ep2": {PP: 2, EP: 2},
     "world4-ep4": {EP: 4},
 }
+WHOLE_EXPERTS = {
+    f"{layout}-etp1": sizes | {ETP: 1} for layout, sizes in LAYOUTS.items() if sizes.keys() & {TP} and ETP not in sizes
+}
 # More tensor-parallel ranks than key-value heads.
 FEW_HEADS = ("qwen2", "llama-tied-one-kv-head", "mixtral")
 CASES = [
     Case(model, layout, sizes)
     for layout, sizes in LAYOUTS.items()
     for model in (MIXTURES if EP in sizes else FEW_HEADS if layout == "world4-tp4" else DENSE + MIXTURES)
+    if not (model in models.BIASED_EXPERTS and f"{layout}-etp1" in WHOLE_EXPERTS)
+]
+CASES += [
+    Case(model, layout, sizes)
+    for layout, sizes in WHOLE_EXPERTS.items()
+    for model in models.BIASED_EXPERTS
+    if not layout.startswith("world4-tp4")
 ]

@@ -15,6 +15,7 @@ from tests.distributed.conversion import models
 from tests.distributed.conversion.cases import CASES, DENSE, MIXTURES, Case
 from tests.distributed.conversion.command_lines import run_command_lines
 from tests.distributed.conversion.tokens import tokens
+from tests.distributed.layouts.models import BIASED_EXPERTS
 from tests.distributed.torchrun import run_once
 
 HERE = Path(__file__).parent
@@ -43,7 +44,8 @@ def command_lines(folder: Path) -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {}
     for kind in MODELS:
         to = ["--hf-path", hf / kind, "--output", megatron / kind]
-        lines[f"to-megatron {kind}"] = ["convert", "--to", "megatron", *to, *layout]
+        whole = ["--expert-tensor-parallel-size", "1"] if kind in BIASED_EXPERTS else []
+        lines[f"to-megatron {kind}"] = ["convert", "--to", "megatron", *to, *layout, *whole]
         lines[f"to-hf {kind}"] = [
             "convert", "--to", "hf", "--megatron-path", megatron / kind, "--output", back / kind,
         ]  # fmt: skip

@@ -25,6 +25,7 @@ from sppo_megatron.hf.export import ExportGroups, ExportPlan, stream_hf_tensors
 from sppo_megatron.hf.hf_model import open_hf_model, open_weights
 from sppo_megatron.hf.load import load_parameters
 from sppo_megatron.hf.mapping import expert_index, parameter_layouts
+from sppo_megatron.hf.save import as_published
 from sppo_megatron.hf.tensor_layouts import Replicated
 from sppo_megatron.policy.checkpoint.logits import load_weights, model_logits
 from sppo_megatron.policy.initialize import (
@@ -63,10 +64,10 @@ def run(case: Case, folder: Path, sizes: ParallelismConfig, groups: ProcessGroup
         tp_size=groups.tp.size(),
         expert_tp=(groups.expt_tp.rank(), groups.expt_tp.size()),
     )
-    direct = export(chunks, layouts, groups)
+    direct = export(chunks, layouts, groups, model.hf_config)
     forget(chunks)
     load_weights(chunks, groups, stored_weights)
-    stored = export(chunks, layouts, groups)
+    stored = export(chunks, layouts, groups, model.hf_config)
     if "bf16" in case.model:  # logits are compared in fp32
         config, chunks = build("fp32")
         load_weights(chunks, groups, stored_weights)
@@ -86,11 +87,12 @@ def forget(chunks: list[nn.Module]) -> None:
         parameter.fill_(torch.nan)
 
 
-def export(chunks: list[nn.Module], layouts, groups: ProcessGroupCollection) -> dict[str, torch.Tensor]:
+def export(chunks: list[nn.Module], layouts, groups: ProcessGroupCollection, hf_config) -> dict[str, torch.Tensor]:
     parameters = dict(named_parameters(chunks))
     plan = ExportPlan(parameters, layouts, ExportGroups(groups.tp, groups.pp, groups.ep, groups.expt_tp))
     with patch.object(export_module, "dist", ReceivedBytes()) as received:
-        found = {name: tensor.contiguous() for name, tensor in stream_hf_tensors(parameters, plan, torch.device("cpu"))}
+        tensors = as_published(stream_hf_tensors(parameters, plan, torch.device("cpu")), hf_config)
+        found = {name: tensor.contiguous() for name, tensor in tensors}
     assert received.total == lacking_bytes(parameters, plan), f"received {received.total} bytes"
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.distributed.layouts.models import KINDS, MIXTURES
+from tests.distributed.layouts.models import BIASED_EXPERTS, KINDS, MIXTURES
 from tests.distributed.layouts.reference import Settings
 
 TP, PP, VPP = (f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline"))
@@ -129,9 +129,16 @@ MIXTURE_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
     "ep2": (2, {EP: 2, PACKED: 48}),
     "tp2-ep2": (2, {TP: 2, SP: "true", EP: 2, ETP: 1, ROWS: 3}),
 }
+WHOLE_EXPERTS = {ETP: 1}
 FAMILY = Settings(iterations=1)
 FAMILY_CASES = [
-    Case(f"{layout}-{kind}", ranks, sizes, kind, FAMILY)
+    Case(
+        f"{layout}-{kind}",
+        ranks,
+        sizes | (WHOLE_EXPERTS if kind in BIASED_EXPERTS and TP in sizes else {}),
+        kind,
+        FAMILY,
+    )
     for kind in KINDS
     for layout, (ranks, sizes) in (FAMILY_LAYOUTS | (MIXTURE_LAYOUTS if kind in MIXTURES else {})).items()
 ]

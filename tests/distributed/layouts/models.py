@@ -12,6 +12,7 @@ from transformers import (
     DeepseekV3Config,
     Gemma3TextConfig,
     Glm4MoeConfig,
+    GptOssConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -101,6 +102,15 @@ CONFIGS = {
         first_k_dense_replace=1,
         rope_parameters=_YARN | {"mscale": 1.0, "mscale_all_dim": 1.0},
     ),
+    "gpt-oss": lambda: GptOssConfig(
+        **_SHAPE,
+        head_dim=12,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        sliding_window=5,
+        swiglu_limit=1.5,  # small enough to be met
+        rope_parameters=_YARN | {"truncate": False, "beta_slow": 1.0},  # vLLM asks for it
+    ),
     "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2),
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[1]
@@ -119,10 +129,11 @@ KINDS = (
     "gemma3",
     "glm4-moe",
     "deepseek-v3",
+    "gpt-oss",
 )
 MIXTURES = tuple(kind for kind in KINDS if hasattr(CONFIGS[kind](), "num_experts_per_tok"))
 
-
+BIASED_EXPERTS = ("gpt-oss",)  # which Megatron-Core can't cut over ranks
 SCALED_AND_TIED = ("gemma3",)
 
 

@@ -71,10 +71,11 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
         folder = model_folder.parent / settings.opponent[0]
         opponent = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    named = list(model.named_parameters())
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0},
+            {"params": [p for name, p in named if _decays(name, p)], "weight_decay": settings.weight_decay},
+            {"params": [p for name, p in named if not _decays(name, p)], "weight_decay": 0.0},
         ],
         lr=settings.lr,
         betas=settings.betas,
@@ -251,6 +252,11 @@ def _pair_loss(model, sequences, old, ref, chosen, settings: Settings, other=Non
                     h = h + weight * ((s_w + old[i] - opponent[i]) - (s_l + old[i + 1] - opponent[i + 1]))
                 losses.append((h - 1 / (2 * eta)) ** 2)
     return sum(losses) / len(losses)
+
+
+def _decays(name: str, parameter: torch.nn.Parameter) -> bool:
+    """Matrices; biases of all experts lie in one tensor, but are vectors."""
+    return parameter.dim() > 1 and not name.endswith("bias")
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ CASES = [
     Case("one-process-gemma3", 1, model="gemma3"),
     Case("one-process-glm4-moe", 1, model="glm4-moe"),
     Case("one-process-deepseek-v3", 1, model="deepseek-v3"),
+    Case("one-process-gpt-oss", 1, model="gpt-oss"),
     Case("tp2-sp-deepseek-v3", 2, {TP: 2, SP: "true"}, "deepseek-v3"),
     Case("ep2-glm4-moe", 2, {EP: 2}, "glm4-moe"),
     Case("one-process-selective", 1, SELECTIVE),

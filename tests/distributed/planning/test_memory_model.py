@@ -125,10 +125,13 @@ def planned_activations(case: Case, folder: Path, stage: int) -> float:
 
 
 # Context parallelism is left out: plain torch gathers keys and values there, Transformer Engine passes them on; so are
-# windows and values of another size than keys, for which plain torch keeps masks and scores.
+# windows, sinks and values of another size than keys, for which plain torch keeps masks and scores.
+UNMEASURED = ("gemma3", "deepseek-v3", "gpt-oss")
+
+
 @pytest.mark.parametrize(
     "case",
-    [case for case in CASES if CP not in case.overrides and case.model not in ("gemma3", "deepseek-v3")],
+    [case for case in CASES if CP not in case.overrides and case.model not in UNMEASURED],
     ids=lambda case: case.name,
 )
 def test_activations_are_within_the_stated_error(case: Case, folder: Path, measured) -> None:

@@ -28,10 +28,14 @@ WIDE = {"hidden_size": 128, "head_dim": 32}  # vLLM's attention on CPU wants hea
 # and multi-latent attention the published sizes of keys and values
 LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}
 LATENT |= {"qk_head_dim": 96, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}  # vLLM reads them, all publish them
-SIZES = {"deepseek-v3": {"hidden_size": 128, **LATENT}}
+SIZES = {
+    "deepseek-v3": {"hidden_size": 128, **LATENT},
+    "gpt-oss": WIDE | {"intermediate_size": 64},  # and limited experts multiples of 32 on each rank
+}
 
 TP, PP = "parallelism.tensor_model_parallel_size", "parallelism.pipeline_model_parallel_size"
 EP, SP = "parallelism.expert_model_parallel_size", {"parallelism.sequence_parallel": "true"}
+ETP = "parallelism.expert_tensor_parallel_size"
 ROLLOUT_TP = "rollout.vllm.tensor_parallel_size"
 LAYOUTS = {
     "tp2-qwen2-tied": (2, "qwen2-tied", {TP: 2}),
@@ -45,6 +49,8 @@ LAYOUTS = {
     "tp2-mixtral-window": (2, "mixtral-window", {TP: 2, **SP}),
     "ep2-glm4-moe": (2, "glm4-moe", {EP: 2}),
     "tp2-deepseek-v3": (2, "deepseek-v3", {TP: 2, **SP}),
+    "tp2-gpt-oss": (2, "gpt-oss", {TP: 2, **SP, ETP: 1}),
+    "ep2-gpt-oss": (2, "gpt-oss", {EP: 2, ROLLOUT_TP: 2}),
     "tp2-pp2-qwen2-tied": (4, "qwen2-tied", {TP: 2, PP: 2, ROLLOUT_TP: 2}),
 }
 

@@ -41,6 +41,12 @@ def test_what_does_not(sizes, message):
         check_layout(parallelism(**sizes), **SIZES, **EXPERTS)
 
 
+def test_experts_with_biases_are_not_cut():
+    check_layout(parallelism(tp=2, etp=1), **SIZES, **EXPERTS, biased_experts=True)
+    with pytest.raises(ConfigError, match=r"have biases.*set parallelism\.expert_tensor_parallel_size=1"):
+        check_layout(parallelism(tp=2), **SIZES, **EXPERTS, biased_experts=True)
+
+
 @pytest.mark.parametrize("sizes", [{"ep": 2}, {"etp": 1}])
 def test_a_dense_model_has_no_experts_to_spread(sizes):
     with pytest.raises(ConfigError, match="this one is dense"):

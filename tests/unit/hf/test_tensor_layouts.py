@@ -7,7 +7,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sppo_megatron.hf.tensor_layouts import GatedMlp, QueryKeyValue, Replicated, RowParallel, Vocabulary
+from sppo_megatron.hf.tensor_layouts import (
+    GatedMlp,
+    InterleavedGatedMlp,
+    QueryKeyValue,
+    Replicated,
+    RowParallel,
+    TransposedRowParallel,
+    Vocabulary,
+)
 
 FAST = settings(max_examples=40, deadline=None)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -115,6 +123,38 @@ def test_gated_mlp(rows, columns, tp_size, dtype):
         assert torch.equal(shard, torch.stack(expected))
     assert_round_trip(layout, tensors, shards)
     assert read_by(layout, tensors, 0, tp_size) == 2 * rows * columns
+
+
+@FAST
+@given(
+    rows=st.integers(1, 4),
+    hidden=st.one_of(st.none(), st.integers(1, 4)),
+    tp_size=TP_SIZES,
+    dtype=st.sampled_from(DTYPES),
+)
+def test_interleaved_gated_mlp(rows, hidden, tp_size, dtype):
+    """Weights [hidden, 2·ffn] and biases [2·ffn]."""
+    shape = (*(() if hidden is None else (hidden,)), 2 * rows * tp_size)
+    layout = InterleavedGatedMlp("gate_up", shape)
+    (weight,) = tensors = distinct(shape, dtype=dtype)
+    shards = shards_of(layout, tensors, tp_size)
+    for rank, shard in enumerate(shards):
+        expected = [weight[..., 2 * (rank * rows + row) + half] for half in (0, 1) for row in range(rows)]
+        assert torch.equal(shard, torch.stack(expected))
+    assert_round_trip(layout, tensors, shards)
+    assert read_by(layout, tensors, 0, tp_size) == weight.numel() // tp_size
+
+
+@FAST
+@given(rows=st.integers(1, 4), columns=st.integers(1, 4), tp_size=TP_SIZES, dtype=st.sampled_from(DTYPES))
+def test_transposed_row_parallel(rows, columns, tp_size, dtype):
+    layout = TransposedRowParallel("down", (rows * tp_size, columns))
+    (weight,) = tensors = distinct((rows * tp_size, columns), dtype=dtype)
+    shards = shards_of(layout, tensors, tp_size)
+    for rank, shard in enumerate(shards):
+        assert torch.equal(shard, weight[rank * rows : (rank + 1) * rows].T)
+    assert_round_trip(layout, tensors, shards)
+    assert read_by(layout, tensors, 0, tp_size) == rows * columns
 
 
 def megatron_order(heads: int, groups: int, head_dim: int) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ CAUSAL, PADDED_CAUSAL, NO_MASK = AttnMaskType.causal, AttnMaskType.padding_causa
 
 
 def make_attention(
-    heads: int, groups: int, mask: AttnMaskType = CAUSAL, window: int | None = None, **arguments
+    heads: int, groups: int, mask: AttnMaskType = CAUSAL, window: int | None = None, sinks: bool = False, **arguments
 ) -> TorchAttention:
     config = TransformerConfig(
         attention_dropout=0.0,
@@ -31,8 +31,9 @@ def make_attention(
         num_query_groups=groups,
         kv_channels=HEAD_DIM,
         window_size=None if window is None else (window - 1, 0),
+        softmax_type="learnable" if sinks else "vanilla",
     )
-    groups_of_processes = SimpleNamespace(cp=None)
+    groups_of_processes = SimpleNamespace(cp=None, tp=SimpleNamespace(size=lambda: 1))
     return TorchAttention(config, 1, mask, "self", pg_collection=groups_of_processes, **arguments)
 
 
@@ -45,8 +46,8 @@ def random_qkv(sq: int, sk: int, batch: int, heads: int, groups: int, seed: int 
     return draw(sq, heads), draw(sk, groups), draw(sk, groups)
 
 
-def slow_attention(q, k, v, allowed, scale=HEAD_DIM**-0.5):
-    """allowed(query position, key position) says what is seen. -> float64 [sq, b, heads · d]."""
+def slow_attention(q, k, v, allowed, scale=HEAD_DIM**-0.5, sinks=None):
+    """allowed(query position, key position) says what is seen. sinks: a logit of each head. -> float64 [sq, b, h·d]."""
     sq, batch, heads, d = q.shape
     rows = []
     for i in range(sq):
@@ -57,7 +58,8 @@ def slow_attention(q, k, v, allowed, scale=HEAD_DIM**-0.5):
                 scores = torch.stack([(q[i, b, head].double() * k[j, b, group].double()).sum() for j in seen]) * scale
                 weights = torch.exp(scores - scores.max())
                 values = torch.stack([v[j, b, group].double() for j in seen])
-                rows.append((weights[:, None] * values).sum(0) / weights.sum())
+                sink = 0.0 if sinks is None else torch.exp(sinks[head].double() - scores.max())
+                rows.append((weights[:, None] * values).sum(0) / (weights.sum() + sink))
     return torch.stack(rows).view(sq, batch, heads * d)
 
 
@@ -111,6 +113,33 @@ def test_a_window(lengths, heads, window):
     torch.testing.assert_close(packed, expected, rtol=1e-12, atol=1e-12)
     first = slice(0, lengths[0])
     torch.testing.assert_close(attention(q[first], k[first], v[first], None), expected[first])
+    last = attention(q[lengths[0] - 1 : lengths[0]], k[first], v[first], None, attn_mask_type=NO_MASK)
+    torch.testing.assert_close(last, expected[lengths[0] - 1 : lengths[0]])
+
+
+@FAST
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    heads=HEADS,
+    window=st.one_of(st.none(), st.integers(1, 7)),
+)
+def test_sinks(lengths, heads, window):
+    """As windows, with gradients of everything."""
+    inputs = random_qkv(sum(lengths), sum(lengths), 1, *heads)
+    q, k, v = (t.requires_grad_() for t in inputs)
+    attention, in_segment = make_attention(*heads, window=window, sinks=True).double(), same_segment(lengths)
+    assert attention.softmax_offset is not None
+    with torch.no_grad():
+        attention.softmax_offset.copy_(torch.linspace(-2, 3, heads[0]))
+    leaves = (q, k, v, attention.softmax_offset)
+    expected = slow_attention(
+        q, k, v, lambda i, j: in_segment(i, j) and i - j < (window or 9), sinks=attention.softmax_offset
+    )
+    packed = attention(*(t[:, 0] for t in (q, k, v)), None, packed_seq_params=packed_params(lengths))
+    torch.testing.assert_close(packed, expected, rtol=1e-12, atol=1e-12)
+    found, wanted = (torch.autograd.grad(out.cos().sum(), leaves) for out in (packed, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    first = slice(0, lengths[0])
     last = attention(q[lengths[0] - 1 : lengths[0]], k[first], v[first], None, attn_mask_type=NO_MASK)
     torch.testing.assert_close(last, expected[lengths[0] - 1 : lengths[0]])
 
