@@ -120,6 +120,8 @@ def _token_ids(model: HFModel, options: argparse.Namespace) -> list[int]:
 
 
 def _hf_logits(model: HFModel, tokens: Tensor) -> Tensor:
-    reference = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32, trust_remote_code=False).eval()
+    reference = AutoModelForCausalLM.from_pretrained(
+        model.folder, config=model.hf_config, dtype=torch.float32, trust_remote_code=False
+    ).eval()
     with torch.no_grad():
         return reference(tokens).logits

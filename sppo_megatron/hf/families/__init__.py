@@ -26,6 +26,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": DEEPSEEK_V3,
     "gpt_oss": GPT_OSS,
 }
+# Model types that differ from a family's in nothing but the name: read, and exported, as the family's own.
+ALSO_CALLED = {"kimi_k2": "deepseek_v3"}
 
 
 def family_of(model_type: str) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ BIASED_EXPERTS = ("gpt-oss",)  # which Megatron-Core can't cut over ranks
 SCALED_AND_TIED = ("gemma3",)
 
 
-def make_model(kind: str, folder: Path, seed: int = 0, **sizes: int) -> Path:
+def make_model(kind: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
     """A random model with weights large enough that nothing is nearly linear, in Hugging Face format.
 
     sizes: fields of its configuration that are to be others.

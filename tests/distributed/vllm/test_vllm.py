@@ -30,7 +30,8 @@ LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "head_dim": 64, "qk_nope_
 LATENT |= {"qk_head_dim": 96, "topk_method": "noaux_tc", "scoring_func": "sigmoid"}  # vLLM reads them, all publish them
 SIZES = {
     "deepseek-v3": {"hidden_size": 128, **LATENT},
-    "gpt-oss": WIDE | {"intermediate_size": 64},  # and limited experts multiples of 32 on each rank
+    # limited experts want multiples of 32 on each rank, and have the published limit whatever the config says
+    "gpt-oss": WIDE | {"intermediate_size": 64, "swiglu_limit": 7.0},
 }
 
 TP, PP = "parallelism.tensor_model_parallel_size", "parallelism.pipeline_model_parallel_size"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, MistralConfig, Qwen3Config
@@ -9,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GemmaConfig, MistralC
 from sppo_megatron.hf.families import FAMILIES
 from sppo_megatron.hf.families.fields import check_fields
 from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
+from tests.distributed.layouts.models import CONFIGS
 
 
 def test_the_numbers(make_config):
@@ -144,6 +147,20 @@ def test_load_hf_config(make_config, tmp_path):
     config = load_hf_config(str(tmp_path))
     assert isinstance(config, Qwen3Config)
     assert read_architecture(config).head_dim == 8
+
+
+def test_kimi_k2_is_a_deepseek_v3(tmp_path):
+    """Its published config names code of its folder, which is never run."""
+    config = CONFIGS["deepseek-v3"]()
+    config.save_pretrained(tmp_path)
+    own = load_hf_config(str(tmp_path))
+    published = json.loads((tmp_path / "config.json").read_text())
+    code = {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}
+    (tmp_path / "config.json").write_text(json.dumps(published | {"model_type": "kimi_k2", "auto_map": code}))
+    kimi = load_hf_config(str(tmp_path))
+    assert kimi.model_type == "deepseek_v3"
+    assert kimi.to_dict() | {"_name_or_path": str(tmp_path)} == own.to_dict()
+    assert read_architecture(kimi).latent == read_architecture(own).latent is not None
 
 
 def test_a_folder_without_a_config(tmp_path):
