@@ -97,7 +97,7 @@ def find_problems(architecture: Architecture, layout: ParallelismConfig, gpus: i
     problems: list[str] = []
     for check in (
         lambda: check_processes(layout, gpus),
-        lambda: check_layout(layout, **architecture.layout_sizes()),  # type: ignore[arg-type]
+        lambda: check_layout(layout, **architecture.layout_sizes()),
     ):
         try:
             check()
