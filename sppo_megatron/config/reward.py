@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 
 from sppo_megatron.config.keys import AtLeastOne, Finite, Free, NextIteration, NotNegative, Positive, UserPath
 from sppo_megatron.config.precision import Dtype
@@ -58,6 +58,38 @@ class RewardModelConfig:
 
 
 @dataclass
+class RuleConfig:
+    """What the kinds regex, json_schema, tags and length go by."""
+
+    pattern: NextIteration[str | None] = None
+    """A regular expression of Python, looked for in the response; what a group named `answer` found last must be the
+    prompt's answer (kind=regex)."""
+    schema: NextIteration[dict[str, Any]] = field(default_factory=dict)
+    "JSON schema, draft 2020-12 (kind=json_schema)."
+    tags: NextIteration[list[str]] = field(default_factory=lambda: ["think", "answer"])
+    "Names of the tags that a response consists of, in their order (kind=tags)."
+    min_tokens: NextIteration[NotNegative[int]] = 0
+    "Shortest response of reward 1 (kind=length)."
+    max_tokens: NextIteration[AtLeastOne[int] | None] = None
+    "Longest response of reward 1; null = any (kind=length)."
+    margin: NextIteration[NotNegative[int]] = 0
+    "Tokens beyond either over which the reward falls to 0 (kind=length)."
+
+
+@dataclass
+class CodeConfig:
+    """Where a response's program runs on the prompt's tests (reward.kind=code)."""
+
+    sandbox: NextIteration[str | None] = None
+    """`module:name` of f(program, cases, seconds) -> a bool for each case, which runs them elsewhere; null = in
+    processes with limits on this machine, which are no security boundary: docs/rewards.md."""
+    memory_mb: NextIteration[Annotated[int, Ge(64)]] = 1024
+    "MiB of memory that a program may have."
+    partial_credit: NextIteration[bool] = False
+    "The reward is the share of tests that pass, instead of 1 if all do."
+
+
+@dataclass
 class RewardConfig:
     """What scores a response.
 
@@ -66,7 +98,8 @@ class RewardConfig:
     """
 
     kind: NextIteration[str] = "exact_match"
-    """exact_match, numeric, character_share, math_verify, function and reward_model give a reward of each response;
+    """exact_match, numeric, choice, character_share, math_verify, regex, json_schema, tags, length, code, function
+    and reward_model give a reward of each response;
     judge, pairwise_model and pairwise_function give preferences between responses (objective.reward=win_rate).
     mixture: the weighted sum of several. named: each prompt's own, of reward.named. none: every reward is 0, for
     objective.pairwise=spin."""
@@ -91,3 +124,5 @@ class RewardConfig:
     before what the record's source says."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    rule: RuleConfig = field(default_factory=RuleConfig)
+    code: CodeConfig = field(default_factory=CodeConfig)

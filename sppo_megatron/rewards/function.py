@@ -44,7 +44,7 @@ def load_function(path: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS) ->
     and `to_probability` for what it returns.
     Raises ConfigError saying what to change.
     """
-    return _with_signature(find_function(path, "reward.function"), path, arguments)
+    return by_signature(find_function(path, "reward.function"), f"reward.function={path!r}", arguments)
 
 
 def find_function(path: str, key: str) -> Callable[..., Any]:
@@ -72,8 +72,10 @@ def find_function(path: str, key: str) -> Callable[..., Any]:
     return function
 
 
-def _with_signature(function: Callable[..., Any], path: str, arguments: tuple[str, ...]) -> UserFunction:
-    """By name if the function requires nothing that has another name, else the texts by place."""
+def by_signature(
+    function: Callable[..., Any], what: str, arguments: tuple[str, ...] = RESPONSE_ARGUMENTS
+) -> UserFunction:
+    """By name if the function requires nothing that has another name, else the texts by place. what: for messages."""
     known = (*arguments, *PROMPT_EXTRAS, *RESPONSE_EXTRAS)
     try:
         signature = inspect.signature(function)
@@ -94,7 +96,7 @@ def _with_signature(function: Callable[..., Any], path: str, arguments: tuple[st
         signature.bind(*arguments)
     except TypeError as error:
         raise ConfigError(
-            f"reward.function={path!r} is called as f({', '.join(arguments)}), which {signature} refuses: {error}; "
+            f"{what} is called as f({', '.join(arguments)}), which {signature} refuses: {error}; "
             f"by name it may ask for any of {', '.join(known)}"
         ) from None
     raise AssertionError("what binds was taken above")

@@ -12,11 +12,11 @@ import numpy as np
 
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rewards.function import PAIR_ARGUMENTS, RESPONSE_ARGUMENTS, UserFunction, load_function
+from sppo_megatron.rewards.function import PAIR_ARGUMENTS, RESPONSE_ARGUMENTS, UserFunction, by_signature, load_function
 from sppo_megatron.rewards.preference import Pair, ordered_pairs, with_preference
 from sppo_megatron.rewards.scorer import Outcome, with_rewards
 from sppo_megatron.rewards.text import Decode, text_of, texts_of
-from sppo_megatron.rewards.verifiers import Verifier
+from sppo_megatron.rewards.verifiers import Score
 from sppo_megatron.rewards.worker import describe, pairwise_function, response_function, verifier_call
 from sppo_megatron.rewards.worker_pool import Call, WorkerPool
 from sppo_megatron.types import Group, Response
@@ -30,6 +30,7 @@ class RewardScorer:
     decode: for prompts and responses that carry no text.
     verifier: the function; None for the user's, config.function. prepare: given for a verifier that may hang or die,
     which runs in worker processes, as the user's function does: what is called first, here and in each of them.
+    needs_answer: whether every prompt must have an answer.
     Raises ConfigError for a bad setting, or a function that can't be found; what `prepare` raises.
     """
 
@@ -39,27 +40,24 @@ class RewardScorer:
         self,
         config: RewardConfig,
         decode: Decode | None = None,
-        verifier: Verifier | None = None,
+        verifier: Callable[..., Score] | None = None,
         prepare: Callable[[], object] | None = None,
+        needs_answer: bool = False,
     ) -> None:
         _check(config)
         self.config = config
         self.decode = decode
         self.metrics: dict[str, float] = {}
-        self._verifier = verifier
-        self._function: UserFunction | None = None
+        self.needs_answer = needs_answer
         self._pool: WorkerPool | None = None
         if verifier is None:
             self._function = load_function(str(config.function))
             self._pool = WorkerPool(config, partial(response_function, str(config.function)))
-        elif prepare is not None:
+            return
+        self._function = by_signature(verifier, config.kind)
+        if prepare is not None:
             prepare()
             self._pool = WorkerPool(config, partial(verifier_call, verifier, prepare))
-
-    @property
-    def needs_answer(self) -> bool:
-        """Whether every prompt must have an answer."""
-        return self._verifier is not None
 
     def score(self, groups: Sequence[Group]) -> list[Group]:
         """See `Scorer`.
@@ -109,8 +107,7 @@ class RewardScorer:
 
     def _call_inline(self, call: Call) -> Outcome:
         try:
-            assert self._verifier is not None
-            score = self._verifier(*call[0])
+            score = self._function(*call)
         except Exception as error:
             return Outcome(None, None, describe(error))
         return Outcome(score.reward, score.correct)
@@ -185,10 +182,8 @@ class PairwiseFunction:
         return questions
 
 
-def _call(function: UserFunction | None, arguments: Sequence[str], given: dict[str, Any]) -> Call:
-    """What is sent to a worker: of all that is given, what the function asks for. One of ours: the texts by place."""
-    if function is None:
-        return tuple(given[name] for name in arguments), {}
+def _call(function: UserFunction, arguments: Sequence[str], given: dict[str, Any]) -> Call:
+    """What is sent to a worker: of all that is given, what the function asks for."""
     positional = tuple(given[name] for name in arguments[: function.num_positional])
     return positional, {name: given[name] for name in function.names}
 

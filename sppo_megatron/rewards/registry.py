@@ -5,8 +5,8 @@ Light: the checks of a configuration run before what a kind needs is imported; `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from sppo_megatron.config import Config, RewardConfig
@@ -16,52 +16,10 @@ from sppo_megatron.config.sources import with_rewards_of_sources
 from sppo_megatron.config.urls import url_problems
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards import verifiers
+from sppo_megatron.rewards.kind import RewardKind, verifier_kind
+from sppo_megatron.rewards.rule_kinds import RULES
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rewards.text import Decode
-from sppo_megatron.rewards.verifiers import Verifier
-
-Build = Callable[[RewardConfig, Decode | None], Scorer]
-
-
-@dataclass(frozen=True)
-class RewardKind:
-    """One value of reward.kind, or of an entry's kind.
-
-    build: raises ConfigError, saying what to change. takes: the key of the reward that belongs to this kind, function,
-    mixture or named: it must be given, and to kinds that don't take it can't.
-    gives_preferences: it compares responses; else it scores each by itself. can_be_mixed: its rewards can be added to
-    others. says_correct: it knows which responses are right. needs_answer: every prompt must have an answer.
-    for_humans: it is of use only if human responses win.
-    check: what is wrong with its other keys, one message each.
-    check_answer: raises ValueError for the answer of a prompt that no response can be compared with.
-    servers: the addresses that it asks. package: what must be installed beside the trainer, with install, the way to
-    do so.
-    """
-
-    name: str
-    build: Build
-    takes: str | None = None
-    gives_preferences: bool = False
-    can_be_mixed: bool = False
-    says_correct: bool = False
-    needs_answer: bool = False
-    for_humans: bool = False
-    check: Callable[[RewardConfig], Iterator[str]] = lambda reward: iter(())
-    check_answer: Callable[[str], object] = lambda answer: None
-    servers: Callable[[RewardConfig], Sequence[str]] = lambda reward: ()
-    package: str | None = None
-    install: str = ""
-
-
-def _verifier(verifier: Verifier, prepare: Callable[[], object] | None = None, **more: Any) -> RewardKind:
-    """prepare: given for one that may hang or die, which runs in worker processes: what they call first."""
-
-    def build(reward: RewardConfig, decode: Decode | None) -> Scorer:
-        from sppo_megatron.rewards.function_scorers import RewardScorer
-
-        return RewardScorer(reward, decode, verifier, prepare)
-
-    return RewardKind(verifier.__name__, build, can_be_mixed=True, says_correct=True, needs_answer=True, **more)
 
 
 def _function(reward: RewardConfig, decode: Decode | None) -> Scorer:
@@ -141,16 +99,17 @@ def _check_named(reward: RewardConfig) -> Iterator[str]:
 REWARDS: dict[str, RewardKind] = {
     kind.name: kind
     for kind in (
-        _verifier(verifiers.exact_match),
-        _verifier(verifiers.numeric, check_answer=verifiers.number_of_answer),
-        _verifier(verifiers.character_share),
-        _verifier(
+        verifier_kind(verifiers.exact_match),
+        verifier_kind(verifiers.numeric, check_answer=verifiers.number_of_answer),
+        verifier_kind(verifiers.character_share),
+        verifier_kind(
             verifiers.math_verify,
             prepare=verifiers.check_math_verify,
             package="math_verify",
             install="pip install 'sppo-megatron[math]'",
         ),
         RewardKind("function", _function, takes="function", can_be_mixed=True, says_correct=True),
+        *RULES,
         RewardKind("reward_model", _reward_model, can_be_mixed=True, check=_check_model),
         RewardKind(
             "judge", _judge, gives_preferences=True, check=_check_judge, servers=lambda reward: reward.judge.urls

@@ -7,7 +7,7 @@ from typing import Any
 
 from sppo_megatron.cluster.helper_processes import die_with_parent
 from sppo_megatron.rewards.function import PAIR_ARGUMENTS, load_function, to_probability, to_score
-from sppo_megatron.rewards.verifiers import Score, Verifier
+from sppo_megatron.rewards.verifiers import Score
 
 MAX_ERROR_CHARACTERS = 500
 
@@ -35,7 +35,7 @@ def pairwise_function(path: str) -> Reward:
     return lambda positional, named: Score(to_probability(function(positional, named)))
 
 
-def verifier_call(verifier: Verifier, prepare: Callable[[], object]) -> Reward:
+def verifier_call(verifier: Callable[..., Score], prepare: Callable[[], object]) -> Reward:
     """A function of ours; prepare: its imports."""
     prepare()
     return lambda positional, named: verifier(*positional, **named)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from sppo_megatron.cluster.exit_codes import EXIT_CONFIG_ERROR
 from sppo_megatron.config import Config
 from sppo_megatron.config.compose import compose_config, config_folder
+from sppo_megatron.config.reward import RuleConfig
 from sppo_megatron.config.values import to_config
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.registry import check_run
@@ -47,6 +48,7 @@ def complete_reward(config):
     config.reward.function = "module:name" if config.reward.kind in ("function", "pairwise_function") else None
     config.reward.named = {"a": {"kind": "numeric"}} if config.reward.kind == "named" else {}
     config.reward.key = "reward"
+    config.reward.rule = RuleConfig(pattern="yes", schema={"type": "object"}, max_tokens=9)
     config.reward.judge.urls = ["http://127.0.0.1:8000"]
     config.reward.model.path = "somewhere"
     config.reward.mixture = [{"kind": "numeric", "weight": 1.0}] if config.reward.kind == "mixture" else []
