@@ -69,11 +69,25 @@ def to_hf(options: argparse.Namespace) -> None:
     initialize_distributed(TIMEOUT_MINUTES)
     model = agreed(lambda: open_hf_model(config_of(options.megatron_path, options.hf_path)))
     architecture = agreed(lambda: model.architecture)
-    layouts = parameter_layouts(architecture, architecture.vocab_size)
-    table = WeightsTable(architecture, architecture.vocab_size)
-    stored = agreed(lambda: StoredWeights(options.megatron_path, table))
+    stored = agreed(lambda: open_stored(model, options.megatron_path))
     if options.dry_run:
+        layouts = parameter_layouts(architecture, architecture.vocab_size)
         return _print_rows(tensor_rows(architecture, layouts, ParallelismConfig()))
+    count = write_hf(model, stored, options.output)
+    print(f"wrote {options.output}: {count} parameters")
+    return None
+
+
+def open_stored(model: HFModel, megatron_path: Path) -> StoredWeights:
+    """Raises ConfigError if there is no such checkpoint, or it holds another model."""
+    architecture = model.architecture
+    return StoredWeights(megatron_path, WeightsTable(architecture, architecture.vocab_size))
+
+
+def write_hf(model: HFModel, stored: StoredWeights, output: Path) -> int:
+    """The stored weights as a folder in Hugging Face format, written beside it and renamed; how many there are."""
+    architecture = model.architecture
+    layouts = parameter_layouts(architecture, architecture.vocab_size)
     with counting("parameter", len(layouts)) as advance:
 
         def tensors() -> Iterator[tuple[str, Tensor]]:
@@ -82,14 +96,8 @@ def to_hf(options: argparse.Namespace) -> None:
                 advance()
             yield from untrained_tensors(model.folder, architecture)
 
-        _save(options.output, tensors(), model)
-    print(f"wrote {options.output}: {len(layouts)} parameters")
-    return None
-
-
-def _save(output: Path, tensors: Iterator[tuple[str, Tensor]], model: HFModel) -> None:
-    """Writes beside the folder and renames."""
-    save_hf_folder(output, tensors, model.hf_config, model.folder)
+        save_hf_folder(output, tensors(), model.hf_config, model.folder)
+    return len(layouts)
 
 
 def _print_rows(rows: Iterable[TensorRow]) -> None:

@@ -1,4 +1,4 @@
-"""What sppo generate and sppo score share: arguments, and how their errors end them."""
+"""What sppo generate, sppo score and sppo evaluate share: arguments, and how their errors end them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from sppo_megatron.train.command import set_up_logging
 BATCH_SIZE = 64
 
 
-def offline_parser(name: str, description: str | None, items: str) -> argparse.ArgumentParser:
-    """items: what --batch-size counts."""
+def offline_parser(
+    name: str, description: str | None, items: str, *, to_folder: bool = False
+) -> argparse.ArgumentParser:
+    """items: what --batch-size counts. to_folder: the output is a folder, and one machine does it all."""
     parser = argparse.ArgumentParser(
         prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, as sppo_megatron.train takes them")
     parser.add_argument("--config-dir", help="one more folder of config groups and experiments")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the rollout file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    metavar, what = ("FOLDER", "the folder to write") if to_folder else ("FILE", "the rollout file to write")
+    parser.add_argument("--output", type=Path, required=True, metavar=metavar, help=what)
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there if it exists")
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -33,12 +36,13 @@ def offline_parser(name: str, description: str | None, items: str) -> argparse.A
         metavar="N",
         help=f"{items} between two saves (default: %(default)s)",
     )
-    parser.add_argument(
-        "--shard",
-        default="0/1",
-        metavar="I/N",
-        help="the I-th of N shares, from 0; the outputs, one behind the other in this order, are that of the whole",
-    )
+    if not to_folder:
+        parser.add_argument(
+            "--shard",
+            default="0/1",
+            metavar="I/N",
+            help="the I-th of N shares, from 0; the outputs, one behind the other in this order, are that of the whole",
+        )
     return parser
 
 
@@ -48,12 +52,17 @@ def output_of(options: argparse.Namespace, config: Config) -> Output:
 
 def shard_of(options: argparse.Namespace) -> Shard:
     """Raises ConfigError for what --shard and --batch-size can't be."""
-    if options.batch_size < 1:
-        raise ConfigError(f"--batch-size {options.batch_size} must be at least 1")
+    check_batch_size(options)
     try:
         return Shard.parse(options.shard)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def check_batch_size(options: argparse.Namespace) -> None:
+    """Raises ConfigError."""
+    if options.batch_size < 1:
+        raise ConfigError(f"--batch-size {options.batch_size} must be at least 1")
 
 
 def run_offline(what: str, run: Callable[[int], None]) -> int:

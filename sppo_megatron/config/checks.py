@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sppo_megatron.config.checkpoint import check_checkpoint
 from sppo_megatron.config.data import check_data
+from sppo_megatron.config.eval import check_held_out
 from sppo_megatron.config.objective import check_objective
 from sppo_megatron.config.optimizer import check_optimizer, check_overlap
 from sppo_megatron.config.parallelism import find_process_problems
@@ -37,6 +38,21 @@ def check_config(config: Config, world_size: int, *, generates: bool, more: Iter
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),
             *check_overlap(config),
+            *check_precision(config),
+        ]
+    )
+
+
+def check_evaluation(config: Config, world_size: int, *, more: Iterable[str]) -> None:
+    """As `check_config`, of what evaluating a model alone reads."""
+    raise_problems(check_values(config))
+    raise_problems(
+        [
+            *more,
+            *check_held_out(config),
+            *check_data(config.data),
+            *check_sources(config.data),
+            *find_process_problems(config.parallelism, world_size),
             *check_precision(config),
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,6 +32,25 @@ def rates_against(
     duels = score_over_ranks(scorer, duels)
     wins = [0.5 if duel.preference is None else float(duel.preference[0, 1]) for duel in duels]
     return np.array(wins).reshape(len(groups), -1), [duel.responses[0].error for duel in duels]
+
+
+def with_win_rates(groups: Sequence[Group], rates: np.ndarray | None, errors: Sequence[str | None]) -> list[Group]:
+    """New groups whose rewards are the win rates [prompts, samples], 0.5 without any. errors: one for each answer."""
+    of_answers = iter(errors)
+    return [
+        Group(
+            group.prompt,
+            [
+                replace(
+                    response,
+                    reward=0.5 if rates is None else float(rates[place, number]),
+                    error=next(of_answers),
+                )
+                for number, response in enumerate(group.responses)
+            ],
+        )
+        for place, group in enumerate(groups)
+    ]
 
 
 def have_same_prompts(groups: Sequence[Group], others: Sequence[Group]) -> bool:

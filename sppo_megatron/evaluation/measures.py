@@ -60,6 +60,14 @@ def share(groups: Sequence[Group], holds: Callable[[Response], bool | None]) -> 
     return _share([_mean([float(bool(holds(r))) for r in group.responses]) for group in groups], groups)
 
 
+def share_of_rates(rates: Sequence[np.ndarray]) -> Estimate:
+    """Of values in [0, 1], such as win rates, [samples] of each prompt."""
+    return Estimate(
+        float(np.mean([rate.mean() for rate in rates])),
+        *clustered_share_interval([float(rate.mean()) for rate in rates], sum(len(rate) for rate in rates)),
+    )
+
+
 def measures_of_samples(groups: Sequence[Group], right: Callable[[Response], bool]) -> Iterator[tuple[str, Estimate]]:
     """pass_at_K and maj_at_K for every K of `sample_sizes`, if prompts have several answers.
 

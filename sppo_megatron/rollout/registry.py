@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sppo_megatron.config import Config
-from sppo_megatron.config.checks import check_config, check_generation
+from sppo_megatron.config.checks import check_config, check_evaluation, check_generation
 from sppo_megatron.config.objective import learns_from_humans
 from sppo_megatron.config.sources import training_sources, with_rewards_of_sources
 from sppo_megatron.config.values import check_values
@@ -18,7 +18,7 @@ from sppo_megatron.engines.megatron import MEGATRON
 from sppo_megatron.engines.registry import ENGINES
 from sppo_megatron.errors import ConfigError, raise_problems
 from sppo_megatron.rewards.choices import check_choices
-from sppo_megatron.rewards.registry import check_reward, check_scorer
+from sppo_megatron.rewards.registry import REWARDS, check_reward, check_scorer
 
 if TYPE_CHECKING:
     from sppo_megatron.data.sources import LoadedSource
@@ -117,15 +117,32 @@ def check_run(config: Config, world_size: int) -> None:
 
 def check_generating(config: Config, world_size: int) -> None:
     """As `check_run`, of what generating alone reads."""
-    stored, problems = stored_kind(config), [*_problems(config, world_size)]
-    if stored is not None:
-        problems.insert(0, f"rollout.engine={stored.name} makes no responses: choose {_listed(list(ENGINES))}")
-    check_generation(config, world_size, more=problems)
+    check_generation(config, world_size, more=_problems_of_sampling(config, world_size))
+
+
+def check_evaluating(config: Config, world_size: int, *, has_opponents: bool) -> None:
+    """As `check_run`, of what evaluating alone reads. has_opponents: whether answers to compare with are given."""
+    reward = with_rewards_of_sources(config.reward, config.data)
+    problems = [*_problems_of_sampling(config, world_size), *check_scorer(reward), *check_choices(config, False)]
+    kind = REWARDS.get(reward.kind)
+    if kind is not None and kind.gives_preferences and not has_opponents:
+        problems.append(f"reward.kind={kind.name} compares answers: give others to the same prompts (--against FILE)")
+    if kind is not None and kind.for_humans:
+        problems.append(f"reward.kind={kind.name} scores nothing: choose a reward")
+    check_evaluation(config, world_size, more=problems)
 
 
 def check_scoring(config: Config) -> None:
     """As `check_run`, of what scoring alone reads."""
     raise_problems([*check_values(config), *check_scorer(with_rewards_of_sources(config.reward, config.data))])
+
+
+def _problems_of_sampling(config: Config, world_size: int) -> Iterator[str]:
+    """Of a command that does nothing else."""
+    stored = stored_kind(config)
+    if stored is not None:
+        yield f"rollout.engine={stored.name} makes no responses: choose {_listed(list(ENGINES))}"
+    yield from _problems(config, world_size)
 
 
 def _problems(config: Config, world_size: int) -> Iterator[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.evaluation.comparison import have_same_counts, rates_against
+from sppo_megatron.evaluation.comparison import have_same_counts, rates_against, with_win_rates
 from sppo_megatron.evaluation.measures import Right
 from sppo_megatron.evaluation.metrics import evaluation_metrics, findings_by_set
 from sppo_megatron.objective import wilson_interval
@@ -57,7 +57,7 @@ class Evaluator:
         self._leave_out_unlike(groups)
         rates, errors = self._win_rates(groups)
         if self.scorer.gives_preferences:
-            groups = _with_win_rates(groups, rates.get("initial"), errors)
+            groups = with_win_rates(groups, rates.get("initial"), errors)
         if self.folder is not None:
             write_groups(self.folder / f"iteration_{iteration:06d}.jsonl", groups)
         self.previous = groups
@@ -134,25 +134,6 @@ def _with_interval(name: str, rates: np.ndarray) -> dict[str, float]:
     mean = float(rates.mean())
     low, high = wilson_interval(mean, len(rates))
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
-
-
-def _with_win_rates(groups: Sequence[Group], rates: np.ndarray | None, errors: Sequence[str | None]) -> list[Group]:
-    """New groups whose rewards are the win rates [prompts, samples], 0.5 without any. errors: one for each answer."""
-    of_answers = iter(errors)
-    return [
-        Group(
-            group.prompt,
-            [
-                replace(
-                    response,
-                    reward=0.5 if rates is None else float(rates[place, number]),
-                    error=next(of_answers),
-                )
-                for number, response in enumerate(group.responses)
-            ],
-        )
-        for place, group in enumerate(groups)
-    ]
 
 
 def _ids(prompt: Prompt) -> list[int]:

@@ -20,7 +20,7 @@ def note_start(output_dir: Path, ranks: int, step: int | None) -> None:
         "ranks": ranks,
         "step": step,
         "python": sys.version.split()[0],
-        "versions": _versions(),
+        "versions": package_versions(),
     }
     path = output_dir / FILE
     if step is None:  # what an older run in this folder was started with isn't this one's
@@ -35,7 +35,8 @@ def read_starts(output_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Of what decides the numbers, as far as it is installed."""
     found = {}
     for package in PACKAGES:
         try:

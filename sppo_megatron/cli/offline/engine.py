@@ -15,7 +15,7 @@ from sppo_megatron.train.rollouts import build_collector, build_engine
 
 
 @contextlib.contextmanager
-def standalone_collector(config: Config, inputs: Inputs) -> Iterator[Collector]:
+def standalone_collector(config: Config, inputs: Inputs, for_evaluation: bool) -> Iterator[Collector]:
     """No optimizer and no gradient buffers. Collective; the engine ends with the block.
 
     An engine without weights of its own has the model in the configured layout, built at the first samples. Servers are
@@ -32,4 +32,4 @@ def standalone_collector(config: Config, inputs: Inputs) -> Iterator[Collector]:
 
         engine = build_engine(config, inputs, generator, standalone=True)
         stack.callback(engine.close)
-        yield build_collector(config, inputs, engine, for_evaluation=False)
+        yield build_collector(config, inputs, engine, for_evaluation)

@@ -39,8 +39,8 @@ def generate_file(config: Config, composed: DictConfig, output: Output, batch_si
         if not prompts:
             raise ConfigError(f"data.train_path={config.data.train_path} has no prompts")
         batches = Batches(len(prompts), batch_size, shard)
-        writer = BatchWriter(output, agreed(lambda: generation_settings(config, inputs)), batches)
-        with standalone_collector(config, inputs) as collector:
+        writer = BatchWriter(output, agreed(lambda: generation_settings(config, inputs, for_evaluation=False)), batches)
+        with standalone_collector(config, inputs, for_evaluation=False) as collector:
 
             def sample(batch: int) -> tuple[list[Group], dict[str, float]]:
                 started = time.perf_counter()
@@ -58,18 +58,18 @@ def without_scoring(config: Config) -> Config:
     return replace(config, reward=RewardConfig(kind="none"), data=replace(config.data, eval_path=None, eval_sources=[]))
 
 
-def generation_settings(config: Config, inputs: Inputs) -> dict[str, Any]:
-    """What decides the responses: see ResumableFile."""
-    params = sampling_params(config, inputs, for_evaluation=False)
+def generation_settings(config: Config, inputs: Inputs, for_evaluation: bool) -> dict[str, Any]:
+    """What decides the responses, to training prompts or to those of the evaluation: see ResumableFile."""
+    params = sampling_params(config, inputs, for_evaluation)
     r = config.rollout
     return {
         "command": "generate",
-        "prompts": prompts_digest(inputs.train_prompts),
+        "prompts": prompts_digest(inputs.eval_prompts if for_evaluation else inputs.train_prompts),
         "model": model_digest(inputs.folder),
         "model.init": config.model.init if config.model.init == "hf" else [config.model.init, config.train.seed],
         "precision.dtype": config.precision.dtype,
         "rollout.engine": r.engine,
-        "rollout.num_samples_per_prompt": r.num_samples_per_prompt,
+        "rollout.num_samples_per_prompt": (config.eval if for_evaluation else r).num_samples_per_prompt,
         "rollout.seed": r.seed,
         "rollout.max_response_length": params.max_new_tokens,
         "rollout.temperature": params.temperature,

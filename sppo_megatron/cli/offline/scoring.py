@@ -57,7 +57,7 @@ def score_file(config: Config, source: Path, output: Output, batch_size: int, sh
             reader = _Reader(source, first, first + batches.num_items)
 
             def score(batch: int) -> tuple[list[Group], dict[str, float]]:
-                groups = _score(scorer, reader.read(batches.items(batch)), config.reward.max_failed_share)
+                groups = score_batch(scorer, reader.read(batches.items(batch)), config.reward.max_failed_share)
                 rewards = [float(response.reward or 0.0) for group in groups for response in group.responses]
                 return groups, {"reward_mean": sum(rewards) / max(1, len(rewards))}
 
@@ -68,15 +68,19 @@ def score_file(config: Config, source: Path, output: Output, batch_size: int, sh
 
 def scoring_settings(config: Config, source: Path) -> dict[str, Any]:
     """What decides the scores: see ResumableFile."""
-    reward = with_rewards_of_sources(config.reward, config.data)
-    paths = [path for part in parts_of(reward) for path in (part.judge.template, part.model.template, part.model.path)]
     return {
         "command": "score",
         "input": file_digest(source),
-        "reward": _identity(reward),
-        "reward files": [_path_digest(path) for path in paths],
+        **reward_settings(config),
         "model.hf_path": config.model.hf_path,
     }
+
+
+def reward_settings(config: Config) -> dict[str, Any]:
+    """What decides the score of a response."""
+    reward = with_rewards_of_sources(config.reward, config.data)
+    paths = [path for part in parts_of(reward) for path in (part.judge.template, part.model.template, part.model.path)]
+    return {"reward": _identity(reward), "reward files": [_path_digest(path) for path in paths]}
 
 
 def _identity(reward: RewardConfig) -> dict[str, Any]:
@@ -92,7 +96,8 @@ def _path_digest(path: str | None) -> str | None:
     return model_digest(Path(path)) if Path(path).is_dir() else file_digest(path)
 
 
-def _score(scorer: Scorer, groups: list[Group], max_failed_share: float) -> list[Group]:
+def score_batch(scorer: Scorer, groups: list[Group], max_failed_share: float) -> list[Group]:
+    """New groups with their scores. Raises TrainingError if more than max_failed_share failed."""
     try:
         return score_over_ranks(scorer, groups, max_failed_share)
     except ScoringError as error:
