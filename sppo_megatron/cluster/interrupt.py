@@ -16,8 +16,10 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+BYTES_BETWEEN_QUESTIONS = 1 << 28  # of a stream of weights
 _POLL_S = 2.0
 _TOLD = "told"
 
@@ -92,6 +94,26 @@ def any_was_told(device: torch.device, *groups: dist.ProcessGroup | None) -> boo
         if dist.get_world_size(group) > 1:
             dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
     return bool(flag.item())
+
+
+def raise_if_any_was_told(device: torch.device) -> None:
+    """Raises Interrupted, on every rank of the job, if one was told to stop. Collective."""
+    if any_was_told(device, None):
+        raise Interrupted
+
+
+def until_told(weights: Iterator[tuple[str, Tensor]], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """The same pairs, which every rank of the job takes together.
+
+    Raises Interrupted, on all of them between the same two, if the job is told to stop.
+    """
+    taken = BYTES_BETWEEN_QUESTIONS
+    for name, tensor in weights:
+        if taken >= BYTES_BETWEEN_QUESTIONS:
+            raise_if_any_was_told(device)
+            taken = 0
+        taken += tensor.nbytes
+        yield name, tensor
 
 
 class _OtherRanks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from itertools import tee
@@ -19,6 +20,7 @@ from sppo_megatron.batch.collate import collate
 from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shapes, plan_micro_batches
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, single_units
+from sppo_megatron.cluster.interrupt import raise_if_any_was_told, until_told
 from sppo_megatron.config import Config
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.objective import finalize_diagnostics
@@ -66,11 +68,16 @@ class Policy:
         )
 
     def _connect_schedule(self, run: Config) -> None:
-        self.config.finalize_model_grads_func = finalize_model_grads
+        self.config.finalize_model_grads_func = self._finalize_gradients
         self.config.grad_scale_func = self.optimizer.scale_loss
         if run.parallelism.overlap_grad_reduce:
             functions = [chunk.no_sync for chunk in self.chunks]
             self.config.no_sync_func = functions if len(functions) > 1 else functions[0]
+
+    def _finalize_gradients(self, *arguments: Any, **options: Any) -> None:
+        """Megatron's, after the schedule's last micro-batch, unless the job was told to stop meanwhile."""
+        raise_if_any_was_told(self.device)
+        finalize_model_grads(*arguments, **options)
 
     def close(self) -> None:
         """Takes the model apart, so that its buffers and process groups are freed. The policy is not used afterwards.
@@ -98,21 +105,19 @@ class Policy:
         """log π_θ of every response token under the current weights, and the mean entropy per token that counts.
 
         Returns (log-probs: float32 [T] nats, 0 for masked-out tokens; entropy in nats), the same on every rank.
-        Raises ConfigError if a sequence is longer than the model's rotary positions are defined for.
+        Raises ConfigError if a sequence is longer than the model's rotary positions are defined for, and Interrupted
+        if the job is told to stop, within a micro-batch.
         """
         self._check_lengths(sequences)
         batch = TrainingBatch(sequences, np.zeros(sequences.total, np.float32))
         units = single_units(len(sequences))
-        for chunk in self.chunks:
-            chunk.eval()
-        if self._lacks_fp8_scales:
-            # Delayed scaling measures tensors only if gradients are enabled, and starts with scales of 1, in which
-            # small weights are lost: a first pass gives it scales.
-            self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True, with_grad=True)
-            self._lacks_fp8_scales = False
-        records = self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True)
-        for chunk in self.chunks:
-            chunk.train()
+        with self._evaluating():
+            if self._lacks_fp8_scales:
+                # Delayed scaling measures tensors only if gradients are enabled, and starts with scales of 1, in which
+                # small weights are lost: a first pass gives it scales.
+                self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True, with_grad=True)
+                self._lacks_fp8_scales = False
+            records = self._run_schedule(batch, units, lambda _: collect_log_probs, forward_only=True)
         log_probs = torch.zeros(len(batch.old_log_probs), device=self.device)
         entropy = torch.zeros((), dtype=torch.float64, device=self.device)
         if self.groups.tp.rank() == 0:  # tensor-parallel ranks hold the same values: one of them reports
@@ -122,6 +127,16 @@ class Policy:
         dist.all_reduce(log_probs)  # each token is nonzero on one rank: sums are copies
         dist.all_reduce(entropy)
         return log_probs.cpu().numpy(), float(entropy) / max(1, int(sequences.lengths.sum()))
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        for chunk in self.chunks:
+            chunk.eval()
+        try:
+            yield
+        finally:
+            for chunk in self.chunks:
+                chunk.train()
 
     def _check_lengths(self, sequences: Sequences) -> None:
         limit, found = self.model.longest_sequence, int(sequences.num_tokens.max(initial=0))
@@ -136,7 +151,8 @@ class Policy:
     def train_step(self, batch: TrainingBatch, units: np.ndarray) -> dict[str, float]:
         """One optimizer step on one mini-batch, given whole on every rank; returns its metrics, the same on every rank.
 
-        units: one of batch.minibatches. Raises TrainingError if the loss or the gradient norm isn't finite.
+        units: one of batch.minibatches. Raises TrainingError if the loss or the gradient norm isn't finite, and
+        Interrupted if the job is told to stop, within a micro-batch; weights and optimizer are then as before.
         """
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
@@ -172,7 +188,10 @@ class Policy:
         forward_only: bool,
         with_grad: bool = False,
     ) -> list[Any]:
-        """Megatron's schedule over this data-parallel rank's share; what `finish` returned (last stage, else [])."""
+        """Megatron's schedule over this data-parallel rank's share; what `finish` returned (last stage, else []).
+
+        Raises Interrupted, the same on every rank, if the job is told to stop meanwhile.
+        """
         pp_size = self.groups.pp.size()
         interleaved = len(self.chunks) > 1
         num_tokens = batch.sequences.num_tokens
@@ -184,9 +203,9 @@ class Policy:
         micro_batches = (collate(batch, share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True))
         iterators = tee(micro_batches, len(self.chunks))
         head = self._log_prob_head if forward_only else self.training_head
-        step = ForwardStep(head, self.device, finish_for(len(plan)))
+        step = ForwardStep(head, self.device, finish_for(len(plan)), shapes[0])
         with torch.set_grad_enabled(with_grad or not forward_only):
-            return get_forward_backward_func()(
+            records = get_forward_backward_func()(
                 forward_step_func=step,
                 data_iterator=list(iterators) if interleaved else iterators[0],
                 model=self.chunks if interleaved else self.chunks[0],
@@ -195,6 +214,9 @@ class Policy:
                 micro_batch_size=shapes[0][0],
                 forward_only=forward_only,
             )
+        if forward_only:  # else gradients were finalized
+            raise_if_any_was_told(self.device)
+        return records
 
     def _reduce_metrics(self, records: list[dict[str, dict[str, Tensor]]], count: float) -> dict[str, float]:
         """Global sums over micro-batches, data- and context-parallel ranks; then the last stage tells the others."""
@@ -219,9 +241,12 @@ class Policy:
     # ---------------------------------------------------------------- weights
 
     def export_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors by Hugging Face names, streamed, the same on every rank; every rank iterates to the end."""
+        """Whole tensors by Hugging Face names, streamed, the same on every rank; every rank iterates to the end.
+
+        Raises Interrupted between two of them, on every rank, if the job is told to stop.
+        """
         self.synchronize_parameters()
-        return self.model.export_weights(self.chunks, self.groups)
+        return until_told(self.model.export_weights(self.chunks, self.groups), self.device)
 
 
 def _add(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:

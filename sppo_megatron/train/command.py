@@ -68,6 +68,7 @@ def run(config: Config, composed: DictConfig) -> int:
 
 
 def _train(config: Config, composed: DictConfig, parts: Parts, lock: OutputLock) -> int:
+    from sppo_megatron.cluster.interrupt import Interrupted
     from sppo_megatron.train import build
     from sppo_megatron.train.preemption import Preempted
 
@@ -79,6 +80,9 @@ def _train(config: Config, composed: DictConfig, parts: Parts, lock: OutputLock)
         build.export_policy(config, parts)
     except Preempted as stop:
         logging.getLogger(__name__).warning("%s", stop)
+        return EXIT_PREEMPTED
+    except Interrupted:
+        logging.getLogger(__name__).warning("the policy isn't exported yet: %s", Preempted(trainer.state.step))
         return EXIT_PREEMPTED
     except Exception as error:
         error.add_note(f"after optimizer step {trainer.state.step}")

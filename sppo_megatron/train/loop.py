@@ -100,18 +100,24 @@ class Trainer:
     probe: WeightProbe | None = None
     profiler: Profiler | None = None
     saved_step: int = -1
+    begun_iteration: Iteration | None = None
 
     def run(self) -> None:
-        """Trains to the end. Raises Preempted, after saving, if the job was told to stop."""
+        """Trains to the end. Raises Preempted, after saving, if the job was told to stop.
+
+        Wherever that is, the checkpoint is of the last optimizer step that was finished.
+        """
         try:
             self._run()
-        except Interrupted:  # before an iteration's first step, or after its last one
-            self._stop(None)
+        except Interrupted:
+            self._save(self.begun_iteration)
+            self.checkpointer.finalize()
+            raise Preempted(self.state.step) from None
 
     def _run(self) -> None:
-        iteration = self._resume()
+        self.begun_iteration = self._resume()
         pushed = self._push()
-        if iteration is None:
+        if self.begun_iteration is None:
             self.state.iteration_metrics = pushed
         if self.resumed_from is None:
             self.state.evaluation_before = self._evaluate()
@@ -119,16 +125,17 @@ class Trainer:
             self._evaluate()
             self.saved_step = -1  # the checkpoint is written again, with what was found
         while self.state.iteration < self.config.train.iterations:
-            self._stop_if_preempted(iteration)
-            iteration = iteration or self._prepare()
+            self._stop_if_preempted()
+            iteration = self.begun_iteration = self.begun_iteration or self._prepare()
             for units in iteration.batch.minibatches[self.state.minibatch :]:
-                self._stop_if_preempted(iteration)
+                self._stop_if_preempted()
                 self._train_step(units, iteration)
                 is_last = self.state.minibatch == len(iteration.batch.minibatches)
                 if not is_last and self._is_save_step():
                     self._save(iteration)
             self.state.iteration += 1
             self.state.minibatch = 0
+            self.begun_iteration = None
             self.state.evaluation_due = self.evaluator is not None and self._is_evaluation()
             self.state.iteration_metrics = self._push()
             if self.state.evaluation_due:
@@ -136,7 +143,6 @@ class Trainer:
             if iteration.batch.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
                 self._save(None)
             self.display.update(self.state.iteration, iteration.last_line)
-            iteration = None
         self._save(None)
         self.checkpointer.finalize()
 
@@ -146,12 +152,15 @@ class Trainer:
         """Rollouts with their scores, and log π_t of every response before any update."""
         before = self.rollouts.state()
         try:
-            groups, made = self.rollouts.next(self.state.iteration)
+            return self._begin_iteration()
         except ScoringError as error:
             self._stop_unscored(before, error)
         except Interrupted:
             self.rollouts.load_state(before)
             raise
+
+    def _begin_iteration(self) -> Iteration:
+        groups, made = self.rollouts.next(self.state.iteration)
         scored = time.perf_counter()
         sequences = sequences_of(groups, self.policy.objective.units)
         old_log_probs, entropy = self.policy.compute_log_probs(sequences)
@@ -270,14 +279,9 @@ class Trainer:
         self.checkpointer.save(self.state.step, write, best=self.state.best_step)
         self.saved_step = self.state.step
 
-    def _stop_if_preempted(self, iteration: Iteration | None) -> None:
+    def _stop_if_preempted(self) -> None:
         if self.preemption is not None and self.preemption.requested():
-            self._stop(iteration)
-
-    def _stop(self, iteration: Iteration | None) -> NoReturn:
-        self._save(iteration)
-        self.checkpointer.finalize()
-        raise Preempted(self.state.step)
+            raise Interrupted
 
     def _stop_unscored(self, before: SourceState, error: ScoringError) -> NoReturn:
         """Defaults and ties would be trained on in silence. Saves the run as it was before these groups.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sppo_megatron.cluster.consensus import of_first_rank
-from sppo_megatron.cluster.http_client import RequestError, ServerError
+from sppo_megatron.cluster.http_client import RequestError, ServerError, wait_for
+from sppo_megatron.cluster.interrupt import Interrupted, interruptible
 from sppo_megatron.engines.fingerprint import Fingerprint, WeightCounter
 from sppo_megatron.engines.vllm_servers.client import ServerClient
 from sppo_megatron.engines.vllm_servers.transfer import ServerPool, no_server_took, worker_problem
@@ -94,6 +95,8 @@ class DiskTransfer:
         for _ in stream:  # every rank has its part in the collectives of the export
             pass
         problems, failure = of_first_rank(shared, self._group)
+        if problems is None:
+            raise Interrupted
         self._pool.set_alive([url for url, problem in problems.items() if problem is None])
         if failure is None and not self._pool.alive:
             failure = no_server_took(problems)
@@ -108,25 +111,31 @@ class DiskTransfer:
 
     def _write_and_load(
         self, stream: Iterator[tuple[str, Tensor]], counter: WeightCounter, version: int
-    ) -> dict[str, str | None]:
-        """Each server's problem, None if it has the weights."""
+    ) -> dict[str, str | None] | None:
+        """Each server's problem, None if it has the weights. None if the job is told to stop while they load."""
         folder = self._folder.make(version)
         self._write(folder, stream)
         sent = counter.fingerprint()
-        with ThreadPoolExecutor(max_workers=len(self._pool.clients)) as threads:
-            problems = list(threads.map(lambda client: _load(client, folder, version, sent), self._pool.clients))
+        try:
+            with interruptible():
+                problems = wait_for(self._load(folder, version, sent))
+        except Interrupted:
+            return None
         self._folder.remove(but=folder)
         return {client.url: problem for client, problem in zip(self._pool.clients, problems, strict=True)}
 
+    async def _load(self, folder: Path, version: int, sent: Fingerprint) -> list[str | None]:
+        return await asyncio.gather(*(_load(client, folder, version, sent) for client in self._pool.clients))
 
-def _load(client: ServerClient, folder: Path, version: int, sent: Fingerprint) -> str | None:
+
+async def _load(client: ServerClient, folder: Path, version: int, sent: Fingerprint) -> str | None:
     """Has a server load the folder; its problem, None if every worker has what was sent."""
     body = {"method": "sppo_load_folder", "args": [str(folder), version]}
     try:
-        client.post("/pause?mode=abort")
-        reports = client.post("/collective_rpc", body, READ_TIMEOUT_S)["results"]
-        client.post("/reset_prefix_cache")
-        client.post("/resume")
+        await client.call("POST", "/pause?mode=abort")
+        reports = (await client.call("POST", "/collective_rpc", body, READ_TIMEOUT_S))["results"]
+        await client.call("POST", "/reset_prefix_cache")
+        await client.call("POST", "/resume")
     except (ServerError, RequestError) as error:
         return str(error)
     return worker_problem(reports, version, sent)

@@ -221,10 +221,25 @@ def wrap_data_parallel(
         overlap_param_gather=run.parallelism.overlap_param_gather,
         **data_parallel_fields(run.precision),
     )
-    return [
+    wrapped = [
         DistributedDataParallel(config, ddp_config, chunk, disable_bucketing=index > 0, pg_collection=groups)
         for index, chunk in enumerate(chunks)
     ]
+    for chunk in wrapped:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            _count_padding(buffer)
+    return wrapped
+
+
+def _count_padding(buffer: Any) -> None:
+    """Counts what fills a bucket up among its elements.
+
+    The optimizer's checkpoint is of the buckets without it, one after the other, but finds a parameter by its place in
+    the whole buffer: behind a bucket that was filled up, such as that of a tied embedding, it would be another's.
+    """
+    for bucket in buffer.buckets:
+        bucket.numel_unpadded = bucket.grad_data.numel()
+    buffer.numel_unpadded = buffer.numel
 
 
 def _set_experts_apart(chunk: nn.Module) -> None:

@@ -2,6 +2,9 @@
 
 The last pipeline stage never makes logits: the hidden states of the tokens that predict a response go straight into the
 linear log-prob over vocabulary shards.
+
+If the job is told to stop, a stage computes nothing from its next micro-batch on and hands on zeros: the schedule stays
+whole, whose stages wait for each other's tensors, and what it gives back is thrown away.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from sppo_megatron.batch.collate import MicroBatch
+from sppo_megatron.cluster.interrupt import any_was_told
 from sppo_megatron.objective.base import Objective
 from sppo_megatron.parallel import sequence_sum
 from sppo_megatron.policy.model.build import unwrap
@@ -26,13 +30,20 @@ from sppo_megatron.policy.step.lm_head import Head
 
 @dataclass
 class ForwardStep:
-    """Megatron's `forward_step_func`. `finish` is called with the model's output and the micro-batch (last stage)."""
+    """Megatron's `forward_step_func`. `finish` is called with the model's output and the micro-batch (last stage).
+
+    shape: (b, s) of a micro-batch over all context-parallel ranks.
+    """
 
     head: Head
     device: torch.device
     finish: Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
+    shape: tuple[int, int]
 
     def __call__(self, micro_batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
+        groups = self.head.groups
+        if any_was_told(self.device, groups.tp, groups.dp_cp):  # the ranks of this stage
+            return self._nothing(unwrap(model)), lambda output: (output, None)
         batch = next(micro_batches).to(self.device)
         output = model(
             batch.tokens,
@@ -44,6 +55,18 @@ class ForwardStep:
             output_processor_context=batch,
         )
         return output, partial(self.finish, batch)
+
+    def _nothing(self, model: GPTModel) -> Tensor:
+        """What this stage hands on, with a gradient for what it was handed."""
+        if model.pre_process:
+            groups, (b, s) = self.head.groups, self.shape
+            s //= groups.cp.size() * (groups.tp.size() if model.config.sequence_parallel else 1)
+            dtype = model.config.pipeline_dtype or model.config.params_dtype
+            received = torch.zeros(s, b, model.config.hidden_size, dtype=dtype, device=self.device, requires_grad=True)
+        else:
+            received = model.decoder.input_tensor
+        output = received * 0
+        return output.float().sum() if model.post_process else output
 
     def _routing_padding(self, batch: MicroBatch, model: GPTModel) -> Tensor | None:
         """[b, s] as the stage's first layer sees the sequence: tokens that the balance of experts must not count."""

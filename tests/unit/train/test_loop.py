@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from sppo_megatron.cluster.interrupt import Interrupted
 from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.data.rollout_file import read_groups
 from sppo_megatron.errors import TrainingError
@@ -146,7 +147,7 @@ def test_weights_reach_the_engine_before_what_is_sampled_from_them(tmp_path: Pat
 
 
 def answers_of(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in (folder / "answers").iterdir()}
+    return {path.name: path.read_text() for path in (folder / "answers").glob("*")}
 
 
 @pytest.mark.parametrize("stop_at", range(1, 10))
@@ -167,6 +168,48 @@ def test_told_to_stop_beside_evaluations(tmp_path: Path, stop_at: int) -> None:
     assert answers_of(tmp_path / "stopped") | answers_of(tmp_path / "on") == answers_of(tmp_path / "whole")
     for name in ("evaluation_before", "evaluation_last", "best_value", "best_step"):
         assert getattr(continued.state, name) == getattr(whole.state, name)
+
+
+STAGES = {  # its name: who does it, and how many steps were done at each call
+    "push": ("engine", "load_weights", [0, 2, 4, 6]),
+    "log_probs": ("policy", "compute_log_probs", [0, 2, 4]),
+    "mini_batch": ("policy", "train_step", [0, 1, 2, 3, 4, 5]),
+    "evaluation": ("evaluator", "evaluate", [0, 2, 4, 6]),
+}
+
+
+@AHEAD
+@pytest.mark.parametrize(
+    ("stage", "call"), [(name, call) for name, (*_, steps) in STAGES.items() for call in range(len(steps))]
+)
+def test_interrupted_within_every_stage(tmp_path: Path, ahead: bool, stage: str, call: int) -> None:
+    """The checkpoint is of the last step that was finished, wherever in its iteration, and continues the same.
+
+    Before the first step there is none (see Checkpointer): the run begins again.
+    """
+    whole = make_trainer(tmp_path / "whole", ahead=ahead, evaluates=1)
+    expected = run(whole)
+    owner, method, steps = STAGES[stage]
+    stopped = make_trainer(tmp_path / "stopped", ahead=ahead, evaluates=1)
+    part, left = getattr(stopped, owner), iter([False] * call + [True])
+    original = getattr(part, method)
+
+    def interrupted(*arguments):
+        if next(left):
+            raise Interrupted
+        return original(*arguments)
+
+    setattr(part, method, interrupted)
+    with pytest.raises(Preempted):
+        stopped.run()
+    step = steps[call]
+    assert stopped.checkpointer.saved[-1] == step
+    resume = tmp_path / f"stopped/checkpoints/step_{step}" if step else None
+    continued = make_trainer(tmp_path / "on", ahead=ahead, evaluates=1, resume=resume)
+    weights, lines = run(continued)
+    assert weights == expected[0] and [*(stopped.tracker.lines if step else []), *lines] == expected[1]
+    assert answers_of(tmp_path / "stopped") | answers_of(tmp_path / "on") == answers_of(tmp_path / "whole")
+    assert continued.state.evaluation_last == whole.state.evaluation_last
 
 
 def test_evaluations_take_nothing_from_the_rollouts(tmp_path: Path) -> None:
