@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, NextIteration, UserPath
 
@@ -23,14 +23,17 @@ class DataConfig:
     sources: NextIteration[list[dict[str, Any]]] = field(default_factory=list)
     """Instead of train_path: [{name: ..., path: ..., weight: ...}, ...], mixed by their weights. weight is a number, or
     a list of numbers by iteration; repeat: false ends a source after one epoch; reward names one of reward.named or
-    several, or is one; split, prompt_key, answer_key, response_key, apply_chat_template and max_prompt_length are those
-    of data unless given."""
+    several, or is one; split, format, prompt_key, answer_key, response_key, apply_chat_template and max_prompt_length
+    are those of data unless given."""
     eval_sources: Free[list[dict[str, Any]]] = field(default_factory=list)
     "Instead of eval_path: the same entries, without weights. Each has its metrics, as eval_reward_mean/NAME."
     train_split: Fixed[str | None] = None
     "Which split of data that has several; null = train."
     eval_split: Free[str | None] = None
     "Which split of data that has several; null = test."
+    format: Fixed[Literal["verl", "trl", "nemo_rl", "openai"] | None] = None
+    """Records as another trainer has them, whose columns it knows: docs/data.md. null = prompt_key and answer_key name
+    them."""
     prompt_key: Fixed[str] = "prompt"
     "Column with the prompt: text or chat messages."
     answer_key: Fixed[str] = "answer"
@@ -59,5 +62,7 @@ def check_data(data: DataConfig) -> Iterator[str]:
         path = getattr(data, key)
         if path is not None and not Path(path).exists() and not is_hub_id(path):
             yield f"data.{key}={path} does not exist"
+    if data.format is not None and data.prompt_key != "prompt":
+        yield f"data.format={data.format} knows where the prompt is: leave data.prompt_key={data.prompt_key} out"
     if data.chat_template_kwargs and not data.apply_chat_template:
         yield "data.chat_template_kwargs is for chat templates: set data.apply_chat_template=true"

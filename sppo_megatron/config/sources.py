@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.config.data import DataConfig, is_hub_id
+from sppo_megatron.config.keys import choices
 from sppo_megatron.config.named_rewards import choice_of
 from sppo_megatron.config.reward import RewardConfig
+from sppo_megatron.config.schema import all_keys
 
 # Keys of `data` that a source may have a value of its own for
 _OF_RECORDS = (
+    "format",
     "prompt_key",
     "answer_key",
     "response_key",
@@ -142,6 +145,8 @@ def _are_weights(values: Sequence[Any]) -> bool:
 def _fits(key: str, value: Any) -> bool:
     if key == "apply_chat_template":
         return isinstance(value, bool)
+    if key == "format":
+        return value in (choices(all_keys()["data.format"].hint) or [])
     if key == "chat_template_kwargs":
         return isinstance(value, Mapping)
     if key == "max_prompt_length":

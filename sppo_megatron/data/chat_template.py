@@ -14,7 +14,7 @@ from sppo_megatron.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-Template = Callable[[list[Message]], str]
+Template = Callable[..., str]  # (messages), or (messages, tools=...) that this conversation may call
 
 KEY = "data.chat_template_kwargs"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -41,8 +41,9 @@ def chat_template(tokenizer: Any, variables: Mapping[str, Any] = _NOTHING) -> Te
         if not re.search(rf"\b{re.escape(name)}\b", source):
             logger.warning("%s sets %r, which the chat template doesn't read: it changes nothing", KEY, name)
 
-    def render(messages: list[Message]) -> str:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **variables))
+    def render(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> str:
+        given = {**variables, **({"tools": tools} if tools else {})}
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **given))
 
     return render
 

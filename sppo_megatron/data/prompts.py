@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -17,10 +18,11 @@ import numpy as np
 from sppo_megatron.config import DataConfig
 from sppo_megatron.data import conversation
 from sppo_megatron.data.chat_template import Template, chat_template
+from sppo_megatron.data.formats import Columns, columns_of
 from sppo_megatron.data.human_response import human_token_ids
 from sppo_megatron.data.json_values import NotText, check_text, json_name, to_plain
 from sppo_megatron.data.length_filter import keep_short
-from sppo_megatron.data.records import MISSING, Record, Split, column, column_error, read_records
+from sppo_megatron.data.records import MISSING, Record, Split, column_error, read_records
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Prompt
 
@@ -51,9 +53,10 @@ def load_prompts(
       front if the tokenizer does that by default, and nothing is ever added behind (some tokenizers add an end token,
       which no model continues).
 
-    Keys may name a field of a column, as reward_model.ground_truth does. `Prompt.text` is the text as the file has it,
-    or the rendered conversation if the file has messages, which are `Prompt.messages`. `Prompt.extra` holds the columns
-    that no key names, as `to_plain` makes them; those that have no JSON are left out, with one warning.
+    Keys may name a field of a column, as reward_model.ground_truth does; config.format knows its columns itself.
+    `Prompt.text` is the text as the file has it, or the rendered conversation if the file has messages, which are
+    `Prompt.messages`. `Prompt.extra` holds the columns that no key names, as `to_plain` makes them; those that have no
+    JSON are left out, with one warning.
     Answers that are JSON numbers become text. An absent or null answer is None, unless require_answer.
     source: the name that every prompt gets.
     accept: what the reward makes of a prompt; raises ValueError if it can't use it, which makes its line a bad one.
@@ -124,19 +127,23 @@ class PromptReader:
         self._accept = accept
         self._source = source
         self._begin_ids = _begin_ids(tokenizer)
-        self._used = {config.prompt_key, config.answer_key, config.response_key} | own_columns
+        self._used = {config.response_key} | own_columns
         self.left_out: dict[str, str] = {}
 
     def prompt(self, record: Record, index: int) -> Prompt:
         """Raises ValueError for what can't be read, NotText for what has no tokens."""
         config = self._config
-        stored = column(record, config.prompt_key)
+        columns = columns_of(record, config)
+        stored = columns.prompt
         if stored is MISSING:
-            raise column_error(record, "no key", config.prompt_key, "data.prompt_key")
-        answer = _answer(column(record, config.answer_key), config.answer_key)
+            raise column_error(record, "no key", columns.prompt_name, columns.settings[0])
+        answer = _answer(columns.answer, columns.answer_name)
         if self._require_answer and answer is None:
-            raise column_error(record, "no answer under", config.answer_key, "data.answer_key")
-        text, token_ids = self._text(stored) if self.template is None else self._chat(stored, self.template)
+            raise column_error(record, "no answer under", columns.answer_name, columns.settings[1])
+        if self.template is None or columns.is_plain:
+            text, token_ids = self._text(stored, columns.prompt_name)
+        else:
+            text, token_ids = self._chat(columns, self.template)
         if not token_ids:
             raise ValueError("the prompt has no tokens")
         human = None if config.response_key is None else human_token_ids(record, config.response_key, self._tokenizer)
@@ -147,30 +154,32 @@ class PromptReader:
             answer=answer,
             human_token_ids=human,
             messages=to_plain(stored) if isinstance(stored, list) else None,
-            extra=self._extra(record),
+            extra=self._extra(record, columns),
             source=self._source,
         )
         return prompt if self._accept is None else self._accept(prompt)
 
-    def _chat(self, stored: object, template: Template) -> tuple[str, list[int]]:
-        key = self._config.prompt_key
+    def _chat(self, columns: Columns, template: Template) -> tuple[str, list[int]]:
+        stored, key = columns.prompt, columns.prompt_name
         messages = stored if isinstance(stored, list) else [{"role": "user", "content": _plain_text(stored, key)}]
-        rendered = conversation.render(messages, template, key)
+        rendered = conversation.render(messages, partial(template, tools=columns.tools), key)
+        if columns.tools and rendered == conversation.render(messages, template, key):
+            raise ValueError("the chat template leaves the record's tools out")
         token_ids = self._tokenizer(rendered, add_special_tokens=False)["input_ids"]
         return stored if isinstance(stored, str) else rendered, token_ids
 
-    def _text(self, stored: object) -> tuple[str, list[int]]:
-        text = _plain_text(stored, self._config.prompt_key)
+    def _text(self, stored: object, key: str) -> tuple[str, list[int]]:
+        text = _plain_text(stored, key)
         token_ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         if token_ids[: len(self._begin_ids)] != self._begin_ids:  # the text may spell its begin token out
             token_ids = self._begin_ids + token_ids
         return text, token_ids
 
-    def _extra(self, record: Record) -> Mapping[str, Any]:
+    def _extra(self, record: Record, columns: Columns) -> Mapping[str, Any]:
         """The columns that no key names, and those of which a key names one field."""
         extra = {}
         for name, value in record.items():
-            if name not in self._used and name not in self.left_out:
+            if name not in self._used | columns.names and name not in self.left_out:
                 try:
                     extra[sys.intern(name)] = to_plain(value)  # a million records share the names of their columns
                 except ValueError as error:

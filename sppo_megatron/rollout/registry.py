@@ -72,6 +72,8 @@ def _check_preferences(config: Config) -> Iterator[str]:
         yield "rollout.engine=preferences needs data.train_path or data.sources: records of prompt, chosen and rejected"
     if config.rollout.rescore:
         yield "rollout.engine=preferences knows which answer is the better one: set rollout.rescore to false"
+    if any(source.data.format is not None for source in training_sources(config.data)):
+        yield "rollout.engine=preferences finds its columns itself: set data.format to null"
     if learns_from_humans(config.objective):
         yield "objective.pairwise=spin wins against sampled responses: with rollout.engine=preferences choose dpo"
 
