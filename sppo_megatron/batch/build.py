@@ -72,6 +72,7 @@ def build_batch(
             shuffle=train.shuffle,
             seed=train.seed,
             iteration=iteration,
+            prompt_of=sequences.prompt_of if train.shared_prompts else None,
         ),
         metrics,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shape
 from sppo_megatron.batch.sequences import Sequences
+from sppo_megatron.batch.shared_prompts import Places, Segments, SharedPrompts, place_shared
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, members
 from sppo_megatron.parallel import zigzag_indices
 
@@ -20,7 +21,7 @@ class MicroBatch:
     """One forward pass of one context-parallel rank. n = its response tokens that count, S = its sequences.
 
     tokens, position_ids: int64 [b, s/cp]. padding: bool [b, s/cp], True for a token of no sequence.
-    cu_seqlens: int32 [segments + 1] of the whole sequence if packed, else None.
+    cu_seqlens: int32 [segments + 1] of the whole sequence if packed, else None. segments: None if no prompt is shared.
     rows: int64 [n], places in the flattened [s/cp · b] hidden states of the tokens that predict a response token.
     labels: int64 [n], the predicted tokens. token_index: int64 [n], their places in the batch's flat response tokens.
     sequence_ids: int64 [n] in [0, S). old_log_probs, rollout_log_probs, ref_log_probs: float32 [n] in nats.
@@ -45,6 +46,7 @@ class MicroBatch:
     response_lengths: list[int]
     units: Tensor
     columns: dict[str, Tensor]
+    segments: Segments | None = None
 
     def to(self, device: torch.device) -> MicroBatch:
         """A copy whose tensors are on the device."""
@@ -60,17 +62,27 @@ class MicroBatch:
 
 
 def collate(
-    batch: TrainingBatch, units: np.ndarray, layout: MicroBatchLayout, shape: tuple[int, int] | None = None
+    batch: TrainingBatch,
+    units: np.ndarray,
+    layout: MicroBatchLayout,
+    shape: tuple[int, int] | None = None,
+    sharing: SharedPrompts | None = None,
 ) -> MicroBatch:
     """The tensors of one micro-batch, units [U, W] of the batch, for this context-parallel rank.
 
     shape: (b, s) at least `micro_batch_shape`; pipelines need the same one for all micro-batches of a step.
     """
     sequences, chosen = batch.sequences, members(units)
-    b, s = shape or micro_batch_shape(units, sequences.num_tokens, layout)
-    boundaries = _segment_boundaries(sequences, chosen, layout, s)
-    grid = _fill_grid(sequences, chosen, boundaries, layout, b, s)
-    predicting = _predicting_tokens(sequences, chosen, boundaries, layout, b)
+    b, s = shape or micro_batch_shape(units, sequences.num_tokens, layout, sharing)
+    shared = None if sharing is None else place_shared(sharing, chosen, s)
+    if shared is None:
+        boundaries = _segment_boundaries(sequences, chosen, layout, s)
+        places, attended = _place_separate(sequences, chosen, boundaries, layout), None
+    else:
+        places, attended = shared
+        boundaries = np.cumsum([0, *attended.own])
+    grid = _fill_grid(sequences, chosen, places, layout, b, s)
+    predicting = _predicting_tokens(sequences, chosen, places, layout, b)
     segments = np.diff(boundaries).tolist() if layout.packed else [s]
     if layout.cp_size > 1:
         held = zigzag_indices(segments, layout.cp_size, layout.cp_rank).numpy()
@@ -101,6 +113,7 @@ def collate(
         response_lengths=lengths.tolist(),
         units=torch.from_numpy(np.nonzero(units != NOTHING)[0]),
         columns={name: torch.from_numpy(values[chosen]) for name, values in batch.columns.items()},
+        segments=attended,
     )
 
 
@@ -111,45 +124,61 @@ def _segment_boundaries(sequences: Sequences, chosen: np.ndarray, layout: MicroB
     return boundaries if boundaries[-1] == total else np.append(boundaries, total)
 
 
+def _place_separate(
+    sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout
+) -> Places:
+    """Each with a prompt of its own; the last token predicts nothing, without a response that is the prompt's own."""
+    begins = boundaries[: len(chosen)] if layout.packed else np.zeros(len(chosen), np.int64)
+    answers = begins + np.diff(sequences.prompt_offsets)[sequences.prompt_of[chosen]]
+    ends = np.where(np.diff(sequences.offsets)[chosen] > 0, answers, answers - 1)
+    return Places(begins, ends, answers, np.ones(len(chosen), np.bool_))
+
+
 def _fill_grid(
-    sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout, b: int, s: int
+    sequences: Sequences, chosen: np.ndarray, places: Places, layout: MicroBatchLayout, b: int, s: int
 ) -> list[np.ndarray]:
     """Tokens and positions, int64 [b, s], and padding, bool [b, s]."""
     tokens, positions = np.zeros((2, b, s), np.int64)
     padding = np.ones((b, s), np.bool_)
-    counting = np.arange(sequences.num_tokens[chosen].max(initial=0))
-    for number, place in enumerate(chosen.tolist()):
-        row, start = (0, int(boundaries[number])) if layout.packed else (number, 0)
-        prompt_place = sequences.prompt_of[place]
-        prompt = sequences.prompt_token_ids[slice(*sequences.prompt_offsets[prompt_place : prompt_place + 2])]
-        first, end = sequences.offsets[place : place + 2]
-        # The last token predicts nothing. Without a response that is the prompt's own.
-        answer = start + len(prompt)
-        fed = answer + int(end - first) - 1
-        tokens[row, start : min(answer, fed)] = prompt[: fed - start]
-        tokens[row, answer:fed] = sequences.token_ids[first : max(first, end - 1)]
-        positions[row, start:fed] = counting[: fed - start]
-        padding[row, start:fed] = False
+    counting = np.arange(sequences.num_tokens[chosen].max(initial=0) + 1)
+    bounds = zip(*(column.tolist() for column in places), strict=True)
+    for number, (index, (start, prompt_end, answer, holds_prompt)) in enumerate(
+        zip(chosen.tolist(), bounds, strict=True)
+    ):
+        row = 0 if layout.packed else number
+        prompt_first, prompt_last = sequences.prompt_offsets[sequences.prompt_of[index] :][:2]
+        first, end = sequences.offsets[index : index + 2]
+        length, fed = int(prompt_last - prompt_first), max(0, int(end - first) - 1)
+        if holds_prompt:
+            tokens[row, start:prompt_end] = sequences.prompt_token_ids[prompt_first:][: prompt_end - start]
+            positions[row, start:prompt_end] = counting[: prompt_end - start]
+            padding[row, start:prompt_end] = False
+        tokens[row, answer : answer + fed] = sequences.token_ids[first : first + fed]
+        positions[row, answer : answer + fed] = counting[length : length + fed]
+        padding[row, answer : answer + fed] = False
     return [tokens, positions, padding]
 
 
 def _predicting_tokens(
-    sequences: Sequences, chosen: np.ndarray, boundaries: np.ndarray, layout: MicroBatchLayout, b: int
+    sequences: Sequences, chosen: np.ndarray, places: Places, layout: MicroBatchLayout, b: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the tokens that predict a response token that counts, in the order of their rows: int64 [n] each.
 
     Their rows in hidden states [s, b] that are flattened; places of the predicted ones in the batch's flat response
-    tokens; sequences, counted within the micro-batch.
+    tokens; sequences, counted within the micro-batch. A shared prompt's last token predicts the first one of each of
+    its responses.
     """
     firsts = sequences.offsets[chosen]
     ends = np.cumsum(sequences.offsets[chosen + 1] - firsts)
-    prompts = np.diff(sequences.prompt_offsets)[sequences.prompt_of[chosen]]
-    columns = (boundaries[: len(chosen)] if layout.packed else 0) + prompts - 1
+    lasts = places.prompt + np.diff(sequences.prompt_offsets)[sequences.prompt_of[chosen]] - 1
     rows, index, sequence_ids = np.empty((3, int(ends[-1]) if len(ends) else 0), np.int64)
-    counting = np.arange(boundaries[-1] if layout.packed else len(rows) + prompts.max(initial=0))
+    counting = np.arange(len(rows) + int(places.answer.max(initial=0)))
     begin = 0
-    for number, (first, column, end) in enumerate(zip(firsts.tolist(), columns.tolist(), ends.tolist(), strict=True)):
-        rows[begin:end] = counting[column : column + end - begin]
+    of_each = zip(*(column.tolist() for column in (firsts, lasts, places.answer, ends)), strict=True)
+    for number, (first, last, answer, end) in enumerate(of_each):
+        if end > begin:
+            rows[begin] = last
+            rows[begin + 1 : end] = counting[answer : answer + end - begin - 1]
         np.add(counting[: end - begin], first, out=index[begin:end])
         sequence_ids[begin:end] = number
         begin = end

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sppo_megatron.batch.shared_prompts import Parcels, SharedPrompts, SharingChoice
 from sppo_megatron.batch.training_batch import NOTHING, members
 
 
@@ -22,6 +23,7 @@ class MicroBatchLayout:
     Token counts are padded to sequence_multiple: 2·cp for the zigzag, times tp under sequence parallelism, times
     token_multiple, which each rank's share of the tokens is a multiple of (blocks of FP8).
     break_even_tokens: the length at which attention costs as much as all else; None: the cost is the tokens' alone.
+    shared_prompts: as train.shared_prompts, for packed micro-batches of cp_size 1.
     """
 
     micro_batch_size: int = 1
@@ -31,6 +33,7 @@ class MicroBatchLayout:
     sequence_parallel_size: int = 1
     token_multiple: int = 1
     break_even_tokens: float | None = None
+    shared_prompts: SharingChoice = False
 
     @property
     def packed(self) -> bool:
@@ -61,47 +64,77 @@ def round_up(value: int, multiple: int) -> int:
 
 
 def plan_micro_batches(
-    units: np.ndarray, num_tokens: np.ndarray, layout: MicroBatchLayout, dp_size: int, *, multiple_of: int = 1
+    units: np.ndarray,
+    num_tokens: np.ndarray,
+    layout: MicroBatchLayout,
+    dp_size: int,
+    *,
+    multiple_of: int = 1,
+    sharing: SharedPrompts | None = None,
 ) -> list[list[np.ndarray]]:
     """The micro-batches of every data-parallel rank: plan[dp_rank][micro_batch] is int64 [units, sequences of a unit].
 
     units: int64 [U, W], places of sequences; the sequences of a unit stay together. num_tokens: int64 [N], of all
     sequences. Every rank gets the same number of micro-batches, a multiple of multiple_of (the interleaved schedule
-    asks for a multiple of the pipeline size); empty ones fill up.
+    asks for a multiple of the pipeline size); empty ones fill up. sharing: None if no prompt is shared.
     """
     if layout.packed:
-        lengths, costs = (
-            np.where(units != NOTHING, of_sequences[units], 0).sum(axis=1)
-            for of_sequences in (layout.padded_lengths(num_tokens), layout.costs(num_tokens))
-        )
-        plan = [_pack(units[share], lengths[share], layout) for share in _balance(costs, dp_size)]
+        parcels, shares = _assign(units, num_tokens, layout, dp_size, sharing)
+        lengths = np.asarray(parcels.lengths, np.int64)
+        plan = [
+            [units[np.concatenate([parcels.places[share[i]] for i in together])] for together in packed]
+            for share, packed in ((share, _pack(lengths[share], layout)) for share in shares)
+        ]
     else:
         size = max(1, layout.micro_batch_size // units.shape[1])
-        shares = [units[rank::dp_size] for rank in range(dp_size)]
-        plan = [[share[i : i + size] for i in range(0, len(share), size)] for share in shares]
+        rows = [units[rank::dp_size] for rank in range(dp_size)]
+        plan = [[own[i : i + size] for i in range(0, len(own), size)] for own in rows]
     count = round_up(max(1, *(len(micro_batches) for micro_batches in plan)), multiple_of)
     return [micro_batches + [units[:0]] * (count - len(micro_batches)) for micro_batches in plan]
 
 
-def _balance(costs: np.ndarray, dp_size: int) -> list[list[int]]:
-    """The most costly first onto the rank with the least work. Returns places in `costs` for each rank."""
+def _assign(
+    units: np.ndarray, num_tokens: np.ndarray, layout: MicroBatchLayout, dp_size: int, sharing: SharedPrompts | None
+) -> tuple[Parcels, list[list[int]]]:
+    """The units that stay together, and which of them each rank has."""
+    if sharing is None or not len(units):
+        lengths, costs = (
+            np.where(units != NOTHING, of_sequences[units], 0).sum(axis=1)
+            for of_sequences in (layout.padded_lengths(num_tokens), layout.costs(num_tokens))
+        )
+        parcels = Parcels(list(np.arange(len(units))[:, None]), lengths.tolist(), costs.tolist())
+        return parcels, _balance(parcels.costs, dp_size)[0]
+    assert layout.max_tokens is not None
+    whole, there = sharing.added(members(units[np.argsort(sharing.prompt_of[units[:, 0]], kind="stable")]))
+    total = int(layout.costs(whole).sum() - layout.costs(there).sum())
+    # Large parcels repeat few prompts and small ones make equal ranks: whichever the busiest rank has less of.
+    tries = []
+    for part in (1, 2, 4) if dp_size > 1 else (1,):
+        parcels = sharing.parcels(units, layout.max_tokens, max(1.0, total / (dp_size * part)), layout.costs)
+        tries.append((parcels, *_balance(parcels.costs, dp_size)))
+    parcels, shares, _ = min(tries, key=lambda one: one[2])
+    return parcels, shares
+
+
+def _balance(costs: list[int], dp_size: int) -> tuple[list[list[int]], int]:
+    """The most costly first onto the rank with the least work: places in `costs` for each rank, and the most work."""
     shares: list[list[int]] = [[] for _ in range(dp_size)]
     loads = [(0, rank) for rank in range(dp_size)]
-    for place in np.argsort(-costs, kind="stable").tolist():
+    for place in np.argsort(-np.asarray(costs, np.int64), kind="stable").tolist():
         load, rank = heapq.heappop(loads)
         shares[rank].append(place)
         heapq.heappush(loads, (load + int(costs[place]), rank))
-    return shares
+    return shares, max(loads)[0]
 
 
-def _pack(units: np.ndarray, lengths: np.ndarray, layout: MicroBatchLayout) -> list[np.ndarray]:
-    """First fit decreasing; a unit above the budget gets a micro-batch of its own."""
+def _pack(lengths: np.ndarray, layout: MicroBatchLayout) -> list[list[int]]:
+    """Places in `lengths` for each micro-batch: first fit decreasing; what is above the budget is alone."""
     assert layout.max_tokens is not None
     bins: list[list[int]] = [[] for _ in lengths]
     room = _FirstFit(len(lengths), layout.max_tokens)
     for place in np.argsort(-lengths, kind="stable").tolist():
         bins[room.take(int(lengths[place]))].append(place)
-    return [units[places] for places in bins if places]
+    return [places for places in bins if places]
 
 
 class _FirstFit:
@@ -131,16 +164,25 @@ class _FirstFit:
 
 
 def micro_batch_shapes(
-    micro_batches: Sequence[np.ndarray], num_tokens: np.ndarray, layout: MicroBatchLayout, *, equal: bool
+    micro_batches: Sequence[np.ndarray],
+    num_tokens: np.ndarray,
+    layout: MicroBatchLayout,
+    *,
+    equal: bool,
+    sharing: SharedPrompts | None = None,
 ) -> list[tuple[int, int]]:
     """`micro_batch_shape` of each. equal: all have the largest, for the stages of a pipeline exchange one shape."""
-    shapes = [micro_batch_shape(units, num_tokens, layout) for units in micro_batches]
+    shapes = [micro_batch_shape(units, num_tokens, layout, sharing) for units in micro_batches]
     return [(max(b for b, _ in shapes), max(s for _, s in shapes))] * len(shapes) if equal else shapes
 
 
-def micro_batch_shape(units: np.ndarray, num_tokens: np.ndarray, layout: MicroBatchLayout) -> tuple[int, int]:
+def micro_batch_shape(
+    units: np.ndarray, num_tokens: np.ndarray, layout: MicroBatchLayout, sharing: SharedPrompts | None = None
+) -> tuple[int, int]:
     """(b, s) over all context-parallel ranks that these units need."""
-    lengths = layout.padded_lengths(num_tokens[members(units)])
+    chosen = members(units)
+    lengths = layout.padded_lengths(num_tokens[chosen])
     if layout.packed:
-        return 1, round_up(max(1, int(lengths.sum())), layout.sequence_multiple)
+        total = int(lengths.sum()) if sharing is None else sharing.tokens(chosen)
+        return 1, round_up(max(1, total), layout.sequence_multiple)
     return max(1, len(lengths)), round_up(int(lengths.max(initial=1)), layout.sequence_multiple)

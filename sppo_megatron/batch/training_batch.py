@@ -104,10 +104,18 @@ def winner_preferences(units: np.ndarray, groups: Sequence[Group], targets: Targ
 
 
 def cut_minibatches(
-    units: np.ndarray, minibatch_size: int | None, epochs: int, *, shuffle: bool, seed: int, iteration: int
+    units: np.ndarray,
+    minibatch_size: int | None,
+    epochs: int,
+    *,
+    shuffle: bool,
+    seed: int,
+    iteration: int,
+    prompt_of: np.ndarray | None = None,
 ) -> tuple[np.ndarray, ...]:
     """The mini-batches of one iteration, in order. minibatch_size counts sequences; an epoch's last may be smaller.
 
+    prompt_of: int64 [N], if the units of a prompt are to stay together: prompts are then shuffled, and units in each.
     A pure function of its arguments, so a resumed run has the same ones.
     """
     if not len(units):
@@ -118,7 +126,11 @@ def cut_minibatches(
     for epoch in range(epochs):
         order = np.arange(len(units))
         if shuffle:
-            np.random.default_rng([seed, iteration, epoch]).shuffle(order)
+            random = np.random.default_rng([seed, iteration, epoch])
+            random.shuffle(order)
+            if prompt_of is not None:
+                prompts = prompt_of[units[order, 0]]
+                order = order[np.argsort(random.permutation(prompts.max() + 1)[prompts], kind="stable")]
         batches += [units[order[start : start + size]] for start in range(0, len(units), size)]
     return tuple(batches)
 

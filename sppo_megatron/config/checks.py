@@ -15,6 +15,7 @@ from sppo_megatron.config.profiler import check_profiler
 from sppo_megatron.config.rollout import check_rollout
 from sppo_megatron.config.schema import Config
 from sppo_megatron.config.sources import check_sources
+from sppo_megatron.config.train import check_train
 from sppo_megatron.config.values import check_values
 from sppo_megatron.errors import raise_problems
 
@@ -35,6 +36,7 @@ def check_config(config: Config, world_size: int, *, generates: bool, more: Iter
             *check_sources(config.data),
             *check_checkpoint(config.checkpoint),
             *check_profiler(config.profiler),
+            *check_train(config),
             *check_optimizer(config),
             *find_process_problems(config.parallelism, world_size),
             *check_overlap(config),

@@ -19,6 +19,7 @@ from torch import Tensor
 from sppo_megatron.batch.collate import collate
 from sppo_megatron.batch.micro_batches import MicroBatchLayout, micro_batch_shapes, plan_micro_batches
 from sppo_megatron.batch.sequences import Sequences
+from sppo_megatron.batch.shared_prompts import shared_prompts
 from sppo_megatron.batch.training_batch import NOTHING, TrainingBatch, single_units
 from sppo_megatron.cluster.interrupt import raise_if_any_was_told, until_told
 from sppo_megatron.config import Config
@@ -65,6 +66,7 @@ class Policy:
             token_multiple=token_multiple(run.precision),
             # Micro-batches of a pipeline all have the shape of the largest: there their number is the cost.
             break_even_tokens=break_even_tokens(self.config) if groups.pp.size() == 1 else None,
+            shared_prompts=run.train.shared_prompts,
         )
 
     def _connect_schedule(self, run: Config) -> None:
@@ -195,12 +197,20 @@ class Policy:
         pp_size = self.groups.pp.size()
         interleaved = len(self.chunks) > 1
         num_tokens = batch.sequences.num_tokens
+        sharing = shared_prompts(batch.sequences, self._layout.shared_prompts)
         plan = plan_micro_batches(
-            units, num_tokens, self._layout, self.groups.dp.size(), multiple_of=pp_size if interleaved else 1
+            units,
+            num_tokens,
+            self._layout,
+            self.groups.dp.size(),
+            multiple_of=pp_size if interleaved else 1,
+            sharing=sharing,
         )[self.groups.dp.rank()]
-        shapes = micro_batch_shapes(plan, num_tokens, self._layout, equal=pp_size > 1)
+        shapes = micro_batch_shapes(plan, num_tokens, self._layout, equal=pp_size > 1, sharing=sharing)
         # Made as the schedule asks for them; every chunk of the model goes through all of them.
-        micro_batches = (collate(batch, share, self._layout, shape) for share, shape in zip(plan, shapes, strict=True))
+        micro_batches = (
+            collate(batch, share, self._layout, shape, sharing) for share, shape in zip(plan, shapes, strict=True)
+        )
         iterators = tee(micro_batches, len(self.chunks))
         head = self._log_prob_head if forward_only else self.training_head
         step = ForwardStep(head, self.device, finish_for(len(plan)), shapes[0])

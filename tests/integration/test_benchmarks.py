@@ -46,6 +46,14 @@ def test_log_probs(tmp_path, ranks):
         assert rows["mcore"]["/mcore"] == 1.0 and rows["ours"]["/4G"] == rows["ours"]["ms"] / rows["4G"]["ms"]
 
 
+def test_shared_prompts(tmp_path):
+    sizes = ["--hidden", "64", "--layers", "1", "--vocab", "128", "--rounds", "1"]
+    rows = run(["sppo_benchmarks.shared_prompts", "--shapes", "32,4,3", *sizes], 1, tmp_path / "out.json")["rows"]
+    assert [row["work"] for row in rows] == ["log-probs", "step"]
+    assert rows[0]["tokens ratio"] == 3 * 36 / 44
+    assert rows[1]["loss difference"] < 1e-5
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_train_step(tmp_path, ranks):
     extra = ["--sequence-parallel", "--tied"] if ranks == 2 else ["--clock", "process"]

@@ -46,7 +46,7 @@ def megatron_head(
     return -vocab_parallel_cross_entropy(logits, labels).view(-1)[context.rows]
 
 
-def run_config(args: argparse.Namespace, folder: str) -> Config:
+def run_config(args: argparse.Namespace, folder: str, *, shared_prompts: bool) -> Config:
     run = Config()
     run.model.hf_path, run.model.init = folder, "random"
     run.precision.dtype = args.dtype
@@ -56,12 +56,13 @@ def run_config(args: argparse.Namespace, folder: str) -> Config:
     run.parallelism.tensor_model_parallel_size = dist.get_world_size()
     run.parallelism.sequence_parallel = args.sequence_parallel
     run.train.max_tokens_per_micro_batch = args.tokens
+    run.train.shared_prompts = shared_prompts
     run.train.logits_budget_mib = args.logits_budget_mib
     run.optimizer.lr = 1e-9  # every variant sees the same weights
     return run
 
 
-def build_policy(args: argparse.Namespace) -> Policy:
+def build_policy(args: argparse.Namespace, *, shared_prompts: bool = False) -> Policy:
     with tempfile.TemporaryDirectory() as folder:
         Qwen2Config(
             vocab_size=args.vocab,
@@ -72,7 +73,7 @@ def build_policy(args: argparse.Namespace) -> Policy:
             num_key_value_heads=args.hidden // 64,
             tie_word_embeddings=args.tied,
         ).save_pretrained(folder)
-        run = run_config(args, folder)
+        run = run_config(args, folder, shared_prompts=shared_prompts)
         architecture = read_architecture(load_hf_config(folder))
         groups = initialize_model_parallel(run.parallelism, seed=0)
         shapes = hf_shapes(parameter_layouts(architecture, architecture.vocab_size))

@@ -30,6 +30,7 @@ from sppo_megatron.policy.model.layer_spec import decoder_spec
 from sppo_megatron.policy.model.precision import data_parallel_fields, transformer_fields
 from sppo_megatron.policy.model.rotary import set_rotary_frequencies
 from sppo_megatron.policy.model.router import named_expert_biases, routers_with_bias
+from sppo_megatron.policy.model.shared_prompts import share_rotary_positions
 
 
 def transformer_config(
@@ -66,8 +67,8 @@ def transformer_config(
         fields |= _mixture_fields(a.mixture, model, parallelism)
     if precision.fp8 is not None:
         check_fp8_shapes(a, parallelism, precision.fp8_recipe)
-    kind = TransformerConfig if a.latent is None else MLATransformerConfig
-    return kind(**fields, **run_fields(model, parallelism, precision))
+    fields = run_fields(model, parallelism, precision) | fields
+    return (TransformerConfig if a.latent is None else MLATransformerConfig)(**fields)
 
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -90,6 +91,7 @@ def _latent_fields(latent: LatentAttention) -> dict[str, Any]:
     """The frequencies are put into the layers (`set_rotary_frequencies`), so the rope is plain to Megatron."""
     return {
         "multi_latent_attention": True,
+        "apply_rope_fusion": False,  # Megatron has it for its own kind of rope alone
         "q_lora_rank": latent.q_rank,
         "kv_lora_rank": latent.kv_rank,
         "qk_head_dim": latent.qk_dim,
@@ -159,13 +161,15 @@ def build_chunks(
     config: TransformerConfig,
     padded_vocab_size: int,
     groups: ProcessGroupCollection,
+    *,
+    shares_prompts: bool = False,
 ) -> list[nn.Module]:
     """This pipeline stage's model chunks, one per virtual stage, with uninitialized weights."""
 
     def build(pre_process: bool, post_process: bool, vp_stage: int | None) -> GPTModel:
         chunk = GPTModel(
             config,
-            decoder_spec(config, vp_stage, groups.pp.rank(), architecture),
+            decoder_spec(config, vp_stage, groups.pp.rank(), architecture, shares_prompts=shares_prompts),
             vocab_size=padded_vocab_size,
             max_sequence_length=architecture.max_position_embeddings,
             pre_process=pre_process,
@@ -176,6 +180,8 @@ def build_chunks(
             vp_stage=vp_stage,
         )
         set_rotary_frequencies(chunk, architecture, groups)
+        if shares_prompts:
+            share_rotary_positions(chunk)
         if pre_process and architecture.embedding_scale is not None:
             scale_embeddings(chunk.embedding, architecture.embedding_scale)
         return chunk

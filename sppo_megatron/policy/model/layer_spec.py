@@ -23,15 +23,23 @@ from sppo_megatron.policy.model.latent_attention import SplitLatentAttention
 from sppo_megatron.policy.model.post_norm import with_post_norm
 from sppo_megatron.policy.model.rotary import PairedRotaryAttention
 from sppo_megatron.policy.model.router import Router
+from sppo_megatron.policy.model.shared_prompts import SharedPromptAttention, transformer_engine_attention
 
 
 def decoder_spec(
-    config: TransformerConfig, vp_stage: int | None, pp_rank: int, architecture: Architecture | None = None
+    config: TransformerConfig,
+    vp_stage: int | None,
+    pp_rank: int,
+    architecture: Architecture | None = None,
+    *,
+    shares_prompts: bool = False,
 ) -> TransformerBlockSubmodules:
     """The layers of one model chunk and the norm after them. architecture: None for a plain decoder."""
     first = get_transformer_layer_offset(config, vp_stage, pp_rank)
     count = get_num_layers_to_build(config, vp_stage, pp_rank)
-    dense, mixture = (_layer_spec(config, experts, architecture) for experts in (None, config.num_moe_experts))
+    dense, mixture = (
+        _layer_spec(config, experts, architecture, shares_prompts) for experts in (None, config.num_moe_experts)
+    )
     return TransformerBlockSubmodules(
         layer_specs=[mixture if _is_mixture(config, layer) else dense for layer in range(first, first + count)],
         layer_norm=_norm(),
@@ -47,10 +55,15 @@ def _is_mixture(config: TransformerConfig, layer: int) -> bool:
     return config.num_moe_experts is not None and bool(frequency[layer] if isinstance(frequency, list) else True)
 
 
-def _layer_spec(config: TransformerConfig, num_experts: int | None, architecture: Architecture | None) -> ModuleSpec:
+def _layer_spec(
+    config: TransformerConfig, num_experts: int | None, architecture: Architecture | None, shares_prompts: bool
+) -> ModuleSpec:
     layer = (_transformer_engine_layer if has_transformer_engine() else _torch_layer)(config, num_experts)
     if num_experts is not None:
         layer.submodules.mlp.keywords["submodules"].router = Router
+    if shares_prompts:
+        attention = transformer_engine_attention() if has_transformer_engine() else SharedPromptAttention
+        layer.submodules.self_attention.submodules.core_attention = attention
     if config.multi_latent_attention:
         layer.submodules.self_attention.module = SplitLatentAttention
     if architecture is not None and architecture.local_rotary_inv_freq is not None:

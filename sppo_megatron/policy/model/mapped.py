@@ -19,6 +19,7 @@ from sppo_megatron.hf.mapping import parameter_layouts
 from sppo_megatron.hf.tensor_layouts import TensorLayout
 from sppo_megatron.policy.initialize import local_device
 from sppo_megatron.policy.model.build import build_chunks, named_parameters, transformer_config
+from sppo_megatron.policy.model.shared_prompts import check_shared_prompts
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,11 @@ class MappedModel:
     def build(self, run: Config, groups: ProcessGroupCollection) -> tuple[TransformerConfig, list[nn.Module]]:
         """This pipeline stage's chunks, with uninitialized weights. Raises ValueError for what can't be had."""
         config = transformer_config(self.architecture, run.model, run.parallelism, run.precision)
-        return config, build_chunks(self.architecture, config, self.padded_vocab_size(groups), groups)
+        shares_prompts = bool(run.train.shared_prompts)
+        if shares_prompts:
+            check_shared_prompts(config)
+        vocab_size = self.padded_vocab_size(groups)
+        return config, build_chunks(self.architecture, config, vocab_size, groups, shares_prompts=shares_prompts)
 
     def load_weights(self, chunks: list[nn.Module], groups: ProcessGroupCollection) -> None:
         """Fills the chunks. Raises ValueError that names what is missing, unexpected or of a wrong shape."""

@@ -25,6 +25,7 @@ from sppo_megatron.cluster.interrupt import any_was_told
 from sppo_megatron.objective.base import Objective
 from sppo_megatron.parallel import sequence_sum
 from sppo_megatron.policy.model.build import unwrap
+from sppo_megatron.policy.model.shared_prompts import shared_prompt_params
 from sppo_megatron.policy.step.lm_head import Head
 
 
@@ -49,7 +50,7 @@ class ForwardStep:
             batch.tokens,
             batch.position_ids,
             None,
-            packed_seq_params=_packed_seq_params(batch),
+            packed_seq_params=shared_prompt_params(batch) if batch.segments else _packed_seq_params(batch),
             padding_mask=self._routing_padding(batch, unwrap(model)),
             output_processor=self.head,
             output_processor_context=batch,

@@ -14,6 +14,7 @@ EP, ETP = "parallelism.expert_model_parallel_size", "parallelism.expert_tensor_p
 SP = "parallelism.sequence_parallel"
 PACKED = "train.max_tokens_per_micro_batch"
 ROWS = "train.micro_batch_size"
+SHARED = {"train.shared_prompts": "true"}
 UNFUSED = {"train.fused_loss": "false"}  # log-probs, then the loss
 FEW_LOGITS = {"train.logits_budget_mib": 0.002}  # 13 tokens: groups of sequences, and some too long to be kept
 PLAIN_ADAM = {"optimizer.use_distributed_optimizer": "false"}
@@ -185,6 +186,20 @@ CASES = [
         }.items()
         for name, settings in PAPERS.items()
     ),
+    Case("one-process-shared", 1, {PACKED: 64, **SHARED}),
+    Case("one-process-shared-unfused", 1, {PACKED: 48, **SHARED, **UNFUSED}, "qwen3"),
+    Case("one-process-shared-recompute", 1, {PACKED: 64, **SHARED, **RECOMPUTED}, "qwen3-moe"),
+    Case("one-process-shared-auto", 1, {PACKED: 100, "train.shared_prompts": "auto"}, settings=LENGTH_WEIGHTED),
+    Case("one-process-shared-spin", 1, {PACKED: 64, **SHARED}, settings=PAIRS["spin"]),
+    Case("one-process-shared-gvpo", 1, {PACKED: 64, **SHARED}, settings=PAPERS["gvpo"]),
+    *(Case(f"one-process-shared-{kind}", 1, {PACKED: 64, **SHARED}, kind, FAMILY) for kind in KINDS),
+    Case("tp2-sp-shared", 2, {TP: 2, SP: "true", PACKED: 64, **SHARED}),
+    Case("tp2-sp-shared-deepseek-v3", 2, {TP: 2, SP: "true", PACKED: 64, **SHARED}, "deepseek-v3", FAMILY),
+    Case("pp2-vpp2-shared", 2, {PP: 2, VPP: 2, PACKED: 48, **SHARED}),
+    Case("pp2-shared-gemma3", 2, {PP: 2, PACKED: 64, **SHARED}, "gemma3", FAMILY),
+    Case("dp2-shared", 2, {PACKED: 48, **SHARED}),
+    Case("dp2-shared-overlapped-grpo", 2, {PACKED: 64, **SHARED, **OVERLAPPED}, settings=GRPO),
+    Case("ep2-shared", 2, {EP: 2, PACKED: 48, **SHARED}, "qwen3-moe"),
     Case("tp2-unfused", 2, {TP: 2, ROWS: 2, **UNFUSED}),
     Case("tp2-sp-few-logits", 2, {TP: 2, SP: "true", PACKED: 48, **FEW_LOGITS}),
     Case("cp2-packed-unfused", 2, {CP: 2, PACKED: 64, **UNFUSED}),

@@ -29,6 +29,7 @@ FOLDER = Path(os.environ.get("SPPO_TRANSFORMER_ENGINE_FOLDER", ROOT / ".transfor
 NAMES = [
     *("one-process", "one-process-packed", "one-process-plain-adam", "one-process-full-recompute"),
     *("one-process-qwen3", "one-process-mixtral", "one-process-balanced-packed"),
+    *("one-process-shared-unfused", "one-process-shared-gemma3", "one-process-shared-deepseek-v3", "tp2-sp-shared"),
     *("tp2-sp-packed", "tp2-sp-few-logits", "tp2-unfused", "pp2-vpp2", "dp2-overlapped"),
     *("ep2-qwen2-moe-packed", "tp2-sp-ep2-etp1-qwen3-moe", "pp2-vpp2-qwen2-moe"),
 ]

@@ -242,6 +242,15 @@ BAD = [
         {P + "virtual_pipeline_model_parallel_size": 1, P + "pipeline_model_parallel_size": 2},
         [P + "virtual_pipeline_model_parallel_size=1 is no interleaving", "null"],
     ),
+    ({"train.shared_prompts": True}, ["train.shared_prompts needs packed", "set train.max_tokens_per_micro_batch"]),
+    (
+        {
+            "train.shared_prompts": "auto",
+            "train.max_tokens_per_micro_batch": 64,
+            P + "context_parallel_size": 2,
+        },
+        ["train.shared_prompts", P + "context_parallel_size=2"],
+    ),
     ({P + "overlap_param_gather": True}, [P + "overlap_param_gather=true needs", P + "overlap_grad_reduce=true"]),
     (
         {
