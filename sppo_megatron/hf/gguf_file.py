@@ -73,7 +73,9 @@ def cache_folder() -> Path:
 def _read(path: Path) -> tuple[Any, Any]:
     """Model and tokenizer. The model is built again without the file's quantisation, with which it can't be saved."""
     from transformers import AutoModelForCausalLM, AutoTokenizer  # half a second, for this alone
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
     try:
         quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)

@@ -10,7 +10,7 @@ from sppo_megatron.hf.hf_config import load_hf_config, read_architecture
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 
 _FOLDER = Path(__file__).parent / "shapes"
-_SAME_SHAPE = ("-instruct", "-base")  # endings of hub ids whose models have the shape of the one without
+_SAME_SHAPE = ("-instruct", "-base", "-it")  # endings of hub ids whose models have the shape of the one without
 
 
 def shipped_models() -> list[str]:

@@ -69,7 +69,9 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
     flat = OmegaConf.to_container(written)
     assert flat, "a file that sets nothing"
     assert OmegaConf.merge(reached, written) == reached  # all that it says has arrived
-    config.data.train_path, config.data.eval_path = prompts, None
+    config.data.train_path, config.data.eval_path = None if config.data.sources else prompts, None
+    for source in (*config.data.sources, *config.data.eval_sources):
+        source["path"] = prompts
     if group == "rollout" and option == "replay":
         config.rollout.path = prompts
     if group == "rollout" and option == "vllm_server":

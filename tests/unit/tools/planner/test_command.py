@@ -8,10 +8,12 @@ import re
 import shlex
 
 import pytest
+from omegaconf import OmegaConf
 
 from sppo_megatron.config.compose import config_folder
+from sppo_megatron.hf.mapping import hf_shapes, parameter_layouts
 from sppo_planner.command import EXIT_DOES_NOT_FIT, main
-from sppo_planner.shipped_shapes import shipped_models
+from sppo_planner.shipped_shapes import find_architecture, shipped_models
 
 COMMANDS = {
     path.stem: shlex.split(line.partition("sppo plan")[2])
@@ -23,7 +25,15 @@ QWEN_7B = ["--model", "Qwen2.5-7B", "--gpus", "8", "--sequence-length", "8192"]
 
 
 def test_every_shipped_shape_has_an_experiment():
-    assert len(COMMANDS) == len(shipped_models()) == 6
+    names = [OmegaConf.load(path).model.hf_path for path in (config_folder() / "experiment").glob("*.yaml")]
+    used = [find_architecture(name) for name in names if not name.startswith("outputs/")]
+    assert len(used) == len(COMMANDS)
+    for model in shipped_models():
+        assert any(_same(find_architecture(model), architecture) for architecture in used), model
+
+
+def _same(one, other):
+    return hf_shapes(parameter_layouts(one, one.vocab_size)) == hf_shapes(parameter_layouts(other, other.vocab_size))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
