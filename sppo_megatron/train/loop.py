@@ -169,6 +169,7 @@ class Trainer:
             self.state.iteration_metrics |= self.fp8_probe(sequences, old_log_probs)
         if self.rollout_writer is not None:
             self.rollout_writer.write(self.state.iteration, with_old_log_probs(groups, sequences, old_log_probs))
+        self.tracker.log_rollouts(groups, self.state.step)
         self.state.iteration_metrics |= {
             **made,
             "entropy": entropy,

@@ -19,6 +19,7 @@ from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability
 from sppo_megatron.parallel.kernels import select_kernels
 from sppo_megatron.rewards.registry import kind_of, parts_of
 from sppo_megatron.rollout.registry import engine_kind
+from sppo_megatron.tracking.destinations.registry import DESTINATIONS
 
 AREA = "configuration"
 CONNECT_TIMEOUT_S = 3.0
@@ -72,10 +73,9 @@ def _kernels(config: Config) -> Iterator[Finding]:
 
 
 def _loggers(config: Config) -> Iterator[Finding]:
-    if config.logger.wandb_project is not None:
-        yield _needs("logger.wandb_project", "wandb", "pip install 'sppo-megatron[wandb]', or set it to null")
-    if config.logger.tensorboard:
-        yield _needs("logger.tensorboard", "tensorboard", "pip install tensorboard, or set it to false")
+    for kind in DESTINATIONS:
+        if kind.is_wanted(config.logger):
+            yield _needs(f"logger.{kind.key}", kind.package, kind.install)
 
 
 def _model(config: Config) -> Iterator[Finding]:

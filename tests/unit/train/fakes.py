@@ -101,6 +101,8 @@ class Lines:
     def log(self, line: dict[str, float]) -> None:
         self.lines.append({key: value for key, value in line.items() if "second" not in key})
 
+    def log_rollouts(self, *_: Any) -> None: ...
+
     def update(self, *_: Any) -> None: ...
 
 

@@ -86,6 +86,7 @@ def test_each_feature(values, subject, status, text, monkeypatch):
         ({"rollout__engine": "vllm"}, "rollout.engine=vllm", "vllm"),
         ({"reward__kind": "math_verify"}, "reward.kind=math_verify", "math_verify"),
         ({"logger__wandb_project": "p"}, "logger.wandb_project", "wandb"),
+        ({"logger__mlflow_experiment": "p"}, "logger.mlflow_experiment", "mlflow"),
     ],
     ids=str,
 )
