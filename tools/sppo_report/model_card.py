@@ -54,13 +54,14 @@ def make_card(run: Run, title: str) -> Card:
 
 
 def _front_matter(run: Run) -> dict[str, Any]:
-    base, path = str(run.config.get("model.hf_path", "")), str(run.config.get("data.train_path", ""))
-    dataset = path.partition(":")[0]  # without the configuration's name
+    base = str(run.config.get("model.hf_path", ""))
+    paths = (str(path).partition(":")[0] for path in _data(run).values())  # without the configuration's name
+    datasets = [path for path in dict.fromkeys(paths) if _HUB_ID.fullmatch(path)]
     return {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         **({"base_model": base} if _HUB_ID.fullmatch(base) else {}),
-        **({"datasets": [dataset]} if _HUB_ID.fullmatch(dataset) else {}),
+        **({"datasets": datasets} if datasets else {}),
         "tags": ["sppo", "preference-optimization", "sppo_megatron"],
     }
 
@@ -70,11 +71,18 @@ def _what(run: Run) -> str:
     name = base if _HUB_ID.fullmatch(base) else base.rstrip("/").rpartition("/")[2]
     steps = run.steps[-1]["step"] if run.steps else 0
     samples, reward = (run.config.get(key, "?") for key in ("rollout.num_samples_per_prompt", "reward.kind"))
+    sources = ", ".join(f"`{name}`" for name in _data(run) if name)
     return (
         f"Trained from `{name}` by self-play preference optimization with `sppo_megatron`: {len(run.by_iteration())} "
-        f"iterations, {steps} optimizer steps. In each iteration the policy answered prompts {samples} times each; the "
-        f"reward was `{reward}`."
+        f"iterations, {steps} optimizer steps. In each iteration the policy answered prompts"
+        f"{f' of {sources}' if sources else ''} {samples} times each; the reward was `{reward}`."
     )
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """{name of a source: its path}; of data.train_path alone {"": path}."""
+    sources = run.config.get("data.sources") or [{"name": "", "path": run.config.get("data.train_path") or ""}]
+    return {source["name"]: source["path"] for source in sources}
 
 
 def _objective(run: Run) -> str:
@@ -146,7 +154,14 @@ def _changed(run: Run) -> Iterator[tuple[str, Any]]:
     known = all_keys()
     for key, declared in known.items():
         if key in run.config and run.config[key] != declared.default and not _OF_A_MACHINE.search(key):
-            yield key, run.config[key]
+            yield key, _without_places(run.config[key])
+
+
+def _without_places(value: Any) -> Any:
+    """A value without the entries inside it that say where something lies, as the path of a data source."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(entry) for key, entry in value.items() if not _OF_A_MACHINE.search(str(key))}
+    return [_without_places(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _written(value: Any) -> str:

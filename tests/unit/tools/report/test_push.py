@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
 
 from sppo_megatron.config.compose import compose_config
 from sppo_megatron.train.provenance import note_start
@@ -25,7 +26,7 @@ def run(tmp_path: Path) -> Path:
     _, composed = compose_config(
         ["model.hf_path=Qwen/Qwen2.5-1.5B", "data.train_path=org/prompts:main", "optimizer.lr=3e-6", "objective.eta=7"]
     )
-    (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(dict(composed), default=dict))))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(composed))
     lines = [{"step": step, "iteration": step - 1, "reward_mean": step / 2, "loss": 1.0} for step in (1, 2)]
     evaluations = [
         {"eval_step": step, "eval_iteration": step, "eval_reward_mean": mean, "eval_win_rate_initial": mean}
@@ -65,6 +66,21 @@ def test_the_command_of_the_card_says_what_the_run_was(run: Path):
     again, _ = compose_config([*words, "model.hf_path=Qwen/Qwen2.5-1.5B", "data.train_path=org/prompts:main"])
     stored = yaml.safe_load((run / "config.yaml").read_text())
     assert again.optimizer.lr == stored["optimizer"]["lr"] == 3e-6 and again.objective.eta == 7
+
+
+def test_the_card_of_several_sources(run: Path):
+    """Each is named and, if it is on the hub, linked; where the others lie on this machine is nobody's business."""
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    stored["data"] |= {
+        "train_path": None,
+        "sources": [{"name": "uf", "path": "org/uf"}, {"name": "own", "path": "/x/y"}],
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    main([str(run), "--repo", "me/better", "--dry-run"])
+    text = (run / "hf" / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.datasets == ["org/uf"]
+    assert "the policy answered prompts of `uf`, `own` 8 times" in text
+    assert "'data.sources=[{name: uf}, {name: own}]'" in text and "/x/y" not in text
 
 
 def test_the_picture_is_well_formed(run: Path):
