@@ -54,8 +54,8 @@ class ObjectiveConfig:
     length_reward_weight: NextIteration[Finite[float]] = 0.0
     "Weight of Kimi's length reward, which is added to the reward."
     name: NextIteration[str] = "sppo"
-    """The objective: sppo (the regression family, or pairs if pairwise is set), grpo, gvpo, mnpo, or function, one of
-    your own."""
+    """The objective: sppo (the regression family, or pairs if pairwise is set), grpo, gvpo, mnpo, sft, or function, one
+    of your own."""
     function: NextIteration[str | None] = None
     "`module:name` of your own objective, a loss function or a class, for name=function."
     options: NextIteration[dict[str, Any]] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class ObjectiveConfig:
     clip_high: NextIteration[Positive[float]] = 0.2
     "How far above 1 grpo clips it."
     token_agg: NextIteration[Literal["sequence-mean", "token-mean"]] = "sequence-mean"
-    "grpo's mean: over responses of the mean over their tokens, or over all tokens of the mini-batch."
+    "The mean of grpo and sft: over responses of the mean over their tokens, or over all tokens of the mini-batch."
     kl_coef: NextIteration[NotNegative[float]] = 0.0
     """Weight of grpo's KL divergence to the policy that the run started from. Above 0 its weights are kept on the
     host."""

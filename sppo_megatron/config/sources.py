@@ -63,7 +63,7 @@ def evaluation_sources(data: DataConfig) -> list[Source]:
 def with_rewards_of_sources(reward: RewardConfig, data: DataConfig) -> RewardConfig:
     """The reward with what entries hold as `reward: {kind: ..., ...}` among its named ones, under their own names."""
     entries = [*data.sources, *data.eval_sources]
-    own = {entry["name"]: entry["reward"] for entry in entries if isinstance(entry.get("reward"), Mapping)}
+    own = {str(entry.get("name")): entry["reward"] for entry in entries if isinstance(entry.get("reward"), Mapping)}
     return replace(reward, named={**reward.named, **own})
 
 
@@ -72,7 +72,8 @@ def _sources(
 ) -> list[Source]:
     if not entries:
         return [] if path is None else [Source(None, path, short, data, split)]
-    return [_source(f"{key}.{entry['name']}", entry, data) for entry in entries]
+    # Others are no sources, which check_sources tells.
+    return [_source(f"{key}.{entry['name']}", entry, data) for entry in entries if {"name", "path"} <= set(entry)]
 
 
 def _source(key: str, entry: Mapping[str, Any], data: DataConfig) -> Source:

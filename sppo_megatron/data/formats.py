@@ -62,7 +62,7 @@ def _verl(record: Record, config: DataConfig) -> Columns:
 def _trl(record: Record, config: DataConfig) -> Columns:
     """prompt as text or messages, tools; the answer's column is the reward's own."""
     prompt, answer = column(record, "prompt"), column(record, config.answer_key)
-    tools, is_plain = _tools(record, "tools"), isinstance(prompt, str)
+    tools, is_plain = tools_of(record, "tools"), isinstance(prompt, str)
     return Columns(prompt, "prompt", answer, config.answer_key, ("data.format=trl", _KEY), tools, is_plain)
 
 
@@ -72,7 +72,7 @@ def _openai(record: Record, config: DataConfig) -> Columns:
     name, setting = "messages", "data.format=openai"
     if answer is MISSING:
         answer, name = column(record, config.answer_key), config.answer_key
-    return Columns(prompt, "messages", answer, name, (setting, _KEY), _tools(record, "tools"))
+    return Columns(prompt, "messages", answer, name, (setting, _KEY), tools_of(record, "tools"))
 
 
 def _nemo_rl(record: Record, config: DataConfig) -> Columns:
@@ -80,12 +80,12 @@ def _nemo_rl(record: Record, config: DataConfig) -> Columns:
     settings = ("data.format=nemo_rl",) * 2
     if "responses_create_params" in record:
         prompt = column(record, "responses_create_params.input")
-        tools = _tools(record, "responses_create_params.tools")
+        tools = tools_of(record, "responses_create_params.tools")
         answer = column(record, "expected_answer")
         return Columns(prompt, "responses_create_params.input", answer, "expected_answer", settings, tools)
     if "messages" in record:
         prompt, answer = _split("messages", record["messages"])
-        return Columns(prompt, "messages", answer, "messages", settings, _tools(record, "tools"))
+        return Columns(prompt, "messages", answer, "messages", settings, tools_of(record, "tools"))
     return Columns(column(record, "input"), "input", column(record, "output"), "output", settings)
 
 
@@ -112,7 +112,7 @@ def _split(name: str, messages: Any) -> tuple[Any, Any]:
     return messages[:-1], last["content"]
 
 
-def _tools(record: Record, name: str) -> Any:
+def tools_of(record: Record, name: str) -> Any:
     """A list of functions, None without any. JSON text of a list is taken, too, as tables hold what differs by row."""
     stored = column(record, name)
     if stored is MISSING or stored is None:

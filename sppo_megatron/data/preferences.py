@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sppo_megatron.config.sources import Source
-from sppo_megatron.data.chat_template import end_of_turn
+from sppo_megatron.data.answers import AnswerEncoder
 from sppo_megatron.data.json_values import check_text, json_name
 from sppo_megatron.data.length_filter import keep_short
 from sppo_megatron.data.prompts import PromptReader, read_all
@@ -48,15 +48,11 @@ def _longest(group: Group) -> int:
 class _PairReader:
     def __init__(self, tokenizer: Any, source: Source) -> None:
         self.prompts = PromptReader(tokenizer, source.data, False, None, source.name, {CHOSEN, REJECTED})
-        self._tokenizer = tokenizer
+        self._answers = AnswerEncoder(tokenizer, source.data)
         self._data = source.data
-        template, eos = source.data.apply_chat_template, tokenizer.eos_token_id
-        self._end = (end_of_turn(tokenizer, source.data.chat_template_kwargs)[1] if template else None) or eos
 
     def group(self, record: Record, index: int) -> Group:
         """Raises ValueError, or NotText, for what can't be read."""
-        if self._end is None:
-            raise ValueError("an answer needs its end token, and the tokenizer has no eos_token")
         stored, answers = split_pair(record, self._data.prompt_key)
         if self.prompts.template is None and not isinstance(column(record, CHOSEN), str):
             raise ValueError(f"{CHOSEN!r} holds messages; set data.apply_chat_template=true")
@@ -68,20 +64,10 @@ class _PairReader:
     def _answer_ids(self, stored: object, answer: str) -> np.ndarray:
         """int32 [n], the end token behind it."""
         if self.prompts.template is None:
-            ids = self._tokenizer(answer, add_special_tokens=False)["input_ids"]
-            return np.array([*ids, self._end], np.int32)
+            return self._answers.of_text(answer)
         messages = stored if isinstance(stored, list) else [{"role": "user", "content": stored}]
-        before = self.prompts.template(messages)
-        whole = [*messages, {"role": "assistant", "content": answer}]
-        try:
-            text = self._tokenizer.apply_chat_template(whole, tokenize=False, **self._data.chat_template_kwargs)
-        except Exception as error:  # templates raise what they like
-            raise ValueError(f"the chat template refuses the answer: {error}") from None
-        if not text.startswith(before):
-            raise ValueError("the chat template puts something else before the answer than before one that is sampled")
-        ids = self._tokenizer(text[len(before) :], add_special_tokens=False)["input_ids"]
-        ends = [place for place, token in enumerate(ids) if token == self._end]
-        return np.array(ids[: ends[-1] + 1] if ends else [*ids, self._end], np.int32)
+        turn = {"role": "assistant", "content": answer}
+        return self._answers.of_turn(self.prompts.template(messages), [*messages, turn])[0]
 
 
 def split_pair(record: Record, prompt_key: str) -> tuple[Any, list[str]]:

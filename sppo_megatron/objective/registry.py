@@ -12,6 +12,7 @@ from sppo_megatron.objective.gvpo import Gvpo
 from sppo_megatron.objective.mnpo import Mnpo
 from sppo_megatron.objective.pairs import Inpo, Pairs, Spin
 from sppo_megatron.objective.pairwise import PAIRWISE_KINDS
+from sppo_megatron.objective.sft import Sft
 from sppo_megatron.objective.sppo import Sppo
 
 # objective.name
@@ -20,6 +21,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "grpo": Grpo,
     "gvpo": Gvpo,
     "mnpo": Mnpo,
+    "sft": Sft,
     "function": FunctionObjective,
 }
 # objective.pairwise chooses among pairs, whose name is sppo's; the other kinds are `Pairs`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 from sppo_megatron.config import Config, RewardConfig
@@ -38,10 +39,8 @@ def check_choices(config: Config, generates: bool) -> Iterator[str]:
             if reward.key is None:
                 yield f"{source.key} says nothing of its reward: give the source reward: NAME, or set reward.key"
             continue
-        try:
-            _check_choice(reward, _of_source(source))
-        except ValueError as error:
-            yield f"{source.key}: {error}"
+        with suppress(ValueError):  # which `check_sources` tells
+            yield from (f"{source.key}: {problem}" for problem in _problems(reward, _of_source(source)))
     compare = {name: _compares(reward, name) for name in reward.named}
     if evaluated and len(set(compare.values())) > 1:
         both = (", ".join(name for name in compare if compare[name] == value) for value in (True, False))
@@ -78,7 +77,8 @@ def _chosen(reward: RewardConfig, source: Source | None, prompt: Prompt) -> dict
     try:
         chosen = recorded_choice(prompt, reward.key) or prompt.rewards
         if chosen:
-            _check_choice(reward, chosen)
+            for problem in _problems(reward, chosen):
+                raise ValueError(problem)
             return dict(chosen)
     except ValueError as error:
         raise ValueError(f"{reward.key!r} ({KEY}): {error}") from None
@@ -92,12 +92,13 @@ def _of_source(source: Source) -> dict[str, float]:
     return {str(source.name): 1.0} if isinstance(source.reward, Mapping) else choice_of(source.reward)
 
 
-def _check_choice(reward: RewardConfig, chosen: Mapping[str, float]) -> None:
+def _problems(reward: RewardConfig, chosen: Mapping[str, float]) -> Iterator[str]:
     if unknown := [name for name in chosen if name not in reward.named]:
-        raise ValueError(f"reward.named has no {', '.join(unknown)}: choose of {', '.join(reward.named)}")
+        yield f"reward.named has no {', '.join(unknown)}: choose of {', '.join(reward.named)}"
+        return
     compare = [name for name in chosen if _compares(reward, name)]
     if compare and (len(chosen) > 1 or chosen[compare[0]] != 1.0):
-        raise ValueError(f"{compare[0]} compares responses, which can't be weighted or added to others")
+        yield f"{compare[0]} compares responses, which can't be weighted or added to others"
 
 
 def _compares(reward: RewardConfig, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sppo_megatron.config import Config
 from sppo_megatron.config.checks import check_config, check_evaluation, check_generation
 from sppo_megatron.config.objective import learns_from_humans
-from sppo_megatron.config.sources import training_sources, with_rewards_of_sources
+from sppo_megatron.config.sources import Source, training_sources, with_rewards_of_sources
 from sppo_megatron.config.values import check_values
 from sppo_megatron.engines.kind import EngineKind
 from sppo_megatron.engines.megatron import MEGATRON
@@ -23,6 +23,7 @@ from sppo_megatron.rewards.registry import REWARDS, check_reward, check_scorer
 if TYPE_CHECKING:
     from sppo_megatron.data.sources import LoadedSource
     from sppo_megatron.rollout.source import GroupSource
+    from sppo_megatron.types import Group
 
     class StoredGroups(GroupSource, Protocol):
         """A GroupSource whose groups are known before the run. sources: the prompts that it draws from; [] if it
@@ -67,36 +68,63 @@ def _open_replay(config: Config, tokenizer: Any) -> StoredGroups:
     return Replay(config.rollout.path, config.train.prompts_per_iteration, config.train.iterations)
 
 
-def _check_preferences(config: Config) -> Iterator[str]:
-    if not training_sources(config.data):
-        yield "rollout.engine=preferences needs data.train_path or data.sources: records of prompt, chosen and rejected"
+def _check_recorded(config: Config) -> Iterator[str]:
+    engine, sources = f"rollout.engine={config.rollout.engine}", training_sources(config.data)
+    if not sources:
+        yield f"{engine} needs data.train_path or data.sources, which hold its records"
     if config.rollout.rescore:
-        yield "rollout.engine=preferences knows which answer is the better one: set rollout.rescore to false"
-    if any(source.data.format is not None for source in training_sources(config.data)):
-        yield "rollout.engine=preferences finds its columns itself: set data.format to null"
+        yield f"{engine} takes its responses as they are: set rollout.rescore to false"
+    if any(source.data.format is not None for source in sources):
+        yield f"{engine} finds its columns itself: set data.format to null"
+
+
+def _check_demonstrations(config: Config) -> Iterator[str]:
+    from sppo_megatron.objective.registry import objective_class
+    from sppo_megatron.objective.sft import Sft
+
+    yield from _check_recorded(config)
+    if objective_class(vars(config.objective)) is not Sft:
+        yield "rollout.engine=demonstrations has one answer to a prompt, and nothing to compare: set objective=sft"
+
+
+def _check_preferences(config: Config) -> Iterator[str]:
+    yield from _check_recorded(config)
     if learns_from_humans(config.objective):
         yield "objective.pairwise=spin wins against sampled responses: with rollout.engine=preferences choose dpo"
 
 
 def _open_preferences(config: Config, tokenizer: Any) -> StoredGroups:
     from sppo_megatron.data.preferences import load_preferences
+
+    return _open_recorded(config, tokenizer, load_preferences)
+
+
+def _open_demonstrations(config: Config, tokenizer: Any) -> StoredGroups:
+    from sppo_megatron.data.demonstrations import load_demonstrations
+
+    return _open_recorded(config, tokenizer, load_demonstrations)
+
+
+def _open_recorded(config: Config, tokenizer: Any, load: Callable[[Source, Any, int], list[Group]]) -> StoredGroups:
     from sppo_megatron.data.sources import LoadedSource, of_every_source
-    from sppo_megatron.rollout.preferences import Preferences
+    from sppo_megatron.rollout.recorded import RecordedGroups
 
     if tokenizer is None:
         raise ConfigError(
-            f"rollout.engine=preferences reads text and model.hf_path={config.model.hf_path} has no tokenizer: save one"
+            f"rollout.engine={config.rollout.engine} reads text and model.hf_path={config.model.hf_path} has no "
+            "tokenizer: save one"
         )
     sources, limit, train = training_sources(config.data), config.rollout.max_response_length, config.train
-    groups = of_every_source(sources, lambda source: load_preferences(source, tokenizer, limit))
+    groups = of_every_source(sources, lambda source: load(source, tokenizer, limit))
     loaded = [LoadedSource(source, [g.prompt for g in each]) for source, each in zip(sources, groups, strict=True)]
     everything = [group for each in groups for group in each]
-    return Preferences(loaded, everything, train.prompts_per_iteration, train.seed, train.shuffle)
+    return RecordedGroups(loaded, everything, train.prompts_per_iteration, train.seed, train.shuffle)
 
 
+DEMONSTRATIONS = StoredKind("demonstrations", _open_demonstrations, _check_demonstrations)
 PREFERENCES = StoredKind("preferences", _open_preferences, _check_preferences)
 REPLAY = StoredKind("replay", _open_replay, _check_replay)
-STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY, PREFERENCES)}
+STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY, PREFERENCES, DEMONSTRATIONS)}
 NAMES = (*ENGINES, *STORED)
 
 

@@ -76,6 +76,14 @@ PANELS = (
     ),
     Panel(
         "Regression",
+        "Cross-entropy",
+        ("nll_per_token",),
+        "objective=sft: mean −log π_θ of the tokens that are learned.",
+        "nats/token",
+        advice="If it falls far below that of held-out answers, they are learned by heart: fewer epochs, or more data.",
+    ),
+    Panel(
+        "Regression",
         "R²",
         ("r_squared",),
         "1 − Σ(s − δ)² / Σ(δ − mean δ)², of responses about to be trained on: small values above 0 are good news.",

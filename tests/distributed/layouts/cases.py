@@ -42,7 +42,8 @@ GRPO = Settings(name="grpo", clip=0.02, kl_coef=0.1, epochs=2, minibatch_size=6)
 DAPO = Settings(name="grpo", clip=0.05, divide_by_std=False, token_mean=True, epochs=2, minibatch_size=5)
 GVPO = Settings(name="gvpo", eta=5.0, epochs=2, minibatch_size=8)
 MNPO = Settings(name="mnpo", eta=0.4, ref_coef=0.2, opponent=("qwen2-tied-earlier", 0.5), epochs=2, minibatch_size=4)
-PAPERS = {"grpo": GRPO, "dapo": DAPO, "gvpo": GVPO, "mnpo": MNPO}
+SFT = Settings(name="sft", temperature=1.0, token_mean=True, epochs=2, minibatch_size=5)
+PAPERS = {"grpo": GRPO, "dapo": DAPO, "gvpo": GVPO, "mnpo": MNPO, "sft": SFT}
 BALANCED = Settings(aux_loss_coeff=5.0)  # most of the gradient
 BIASED = Settings(iterations=1, expert_bias_rate=0.05)
 BALANCED_EACH = Settings(aux_loss_coeff=5.0, aux_of_each=True)
@@ -104,6 +105,8 @@ def _keys_of_papers(s: Settings, folder: Path) -> dict[str, object]:
     if s.opponent is not None:
         name, share = s.opponent
         return {"objective.opponents": f"[{{path: {folder / name}, weight: {share}}}]"}
+    if s.name == "sft":
+        return {"objective.token_agg": "token-mean" if s.token_mean else "sequence-mean"}
     if s.name != "grpo":
         return {}
     return {

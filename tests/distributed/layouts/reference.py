@@ -107,6 +107,8 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
                     loss = _pair_loss(model, sequences, old, ref, chosen, settings, other)
                 elif settings.name == "grpo":
                     loss = _grpo_loss(model, sequences, old, ref, chosen, settings)
+                elif settings.name == "sft":
+                    loss = _sft_loss(model, sequences, chosen, settings)
                 elif settings.name == "gvpo":
                     loss = _gvpo_loss(model, sequences, old, chosen, settings)
                 else:
@@ -183,7 +185,7 @@ def _reward_sequences(groups: list[dict], settings: Settings) -> Iterator[tuple[
             yield group["prompt_token_ids"], response["token_ids"], (number, float(advantage))
 
 
-_SEQUENCES = {"sppo": _sequences, "grpo": _reward_sequences, "gvpo": _reward_sequences}
+_SEQUENCES = {"sppo": _sequences, **dict.fromkeys(("grpo", "gvpo", "sft"), _reward_sequences)}
 
 
 def _grpo_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.Tensor:
@@ -200,6 +202,15 @@ def _grpo_loss(model, sequences, old, ref, chosen, settings: Settings) -> torch.
             kl = torch.exp(ref[i][t] - new[t]) - (ref[i][t] - new[t]) - 1
             losses.append(settings.kl_coef * kl - surrogate)
         of_responses.append(torch.stack(losses))
+    if settings.token_mean:
+        return torch.cat(of_responses).mean()
+    return torch.stack([losses.mean() for losses in of_responses]).mean()
+
+
+def _sft_loss(model, sequences, chosen, settings: Settings) -> torch.Tensor:
+    """The mean negative log-prob: of all tokens, or of responses' means."""
+    responses = [sequences[i][:2] for i in chosen if sequences[i][1]]
+    of_responses = [-_token_log_probs(model, *response, settings.temperature) for response in responses]
     if settings.token_mean:
         return torch.cat(of_responses).mean()
     return torch.stack([losses.mean() for losses in of_responses]).mean()

@@ -78,6 +78,8 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
         config.rollout.server.urls = ["http://127.0.0.1:8100"]
     if group == "reward":
         complete_reward(config)
+    if "sft" in (option, config.objective.name) or option == "demonstrations":
+        config.objective.name, config.rollout.engine = "sft", "demonstrations"
     if group == "objective":  # pairs, or whole groups
         config.train.micro_batch_size = config.rollout.num_samples_per_prompt
     if config.objective.pairwise is not None:

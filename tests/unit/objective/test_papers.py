@@ -141,6 +141,23 @@ def test_a_broken_ratio_is_no_nan():
     assert torch.isfinite(loss)
 
 
+@pytest.mark.parametrize("token_agg", ["sequence-mean", "token-mean"])
+def test_sft(token_agg):
+    """Weights stand by their sequence; an empty response is not there."""
+
+    def definition(rows):
+        of_responses = [-weight * new for _, _, weight, new, *_ in rows if len(new)]
+        return (
+            torch.cat(of_responses).mean()
+            if token_agg == "token-mean"
+            else sum(map(torch.mean, of_responses)) / len(of_responses)
+        )
+
+    objective = build_objective({"name": "sft", "token_agg": token_agg})
+    lengths = np.array([[length] for group in LENGTHS for length in group])
+    check(objective, definition, lambda batch: objective.count(lengths))
+
+
 @pytest.mark.parametrize("eta", [0.5, 10.0])
 def test_gvpo(eta):
     """The paper's β is 1/η. A group's empty response is not there."""

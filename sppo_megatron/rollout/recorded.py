@@ -1,4 +1,4 @@
-"""Pairs that somebody compared, instead of sampled responses: DPO and its kin on data as it lies on the hub."""
+"""Groups as records hold them, instead of sampled ones: pairs that somebody compared, answers that somebody gave."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from sppo_megatron.rollout.source import SourceState
 from sppo_megatron.types import Group
 
 
-class Preferences:
-    """A GroupSource of groups [chosen, rejected], drawn as prompts are: shuffled or in file order, source by weight.
+class RecordedGroups:
+    """A GroupSource of groups of equally many responses. They are drawn as prompts are: shuffled or in file order, each
+    source by its weight.
 
     loaded: with the prompts of the groups. groups_per_iteration: None takes all of them in each iteration.
     Raises ConfigError as `build_stream`.
@@ -27,11 +28,12 @@ class Preferences:
         self.sources = list(loaded)
         self._groups = {(group.prompt.source, group.prompt.index): group for group in groups}
         self._count = groups_per_iteration or len(groups)
+        self._responses = len(groups[0].responses)
         self._stream = build_stream(loaded, self._count, seed, shuffle)
 
     def responses_of_groups(self, iteration: int) -> list[int]:
         """See StoredGroups."""
-        return [2] * self._count
+        return [self._responses] * self._count
 
     def bounds(self) -> tuple[int, int]:
         """See StoredGroups."""
@@ -48,7 +50,7 @@ class Preferences:
         return [self._groups[prompt.source, prompt.index] for prompt in prompts]
 
     def more(self, iteration: int, place: int, count: int) -> list[Group]:
-        """See GroupSource: an iteration takes its pairs, and no others."""
+        """See GroupSource: an iteration takes its own, and no others."""
         return []
 
     def give_back(self, count: int) -> None:
