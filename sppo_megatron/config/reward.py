@@ -122,6 +122,9 @@ class RewardConfig:
     key: NextIteration[str | None] = None
     """Column of a record that says which named reward scores its responses: a name, or [{name: ..., weight: ...}, ...];
     before what the record's source says."""
+    overlap: NextIteration[str | None] = None
+    """Draws the preference of responses that mean the same to a tie: same_answer, if they end on the same answer, or
+    `module:name` of f(prompt, first, second) -> how far they mean the same, in [0, 1]; null = no."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     model: RewardModelConfig = field(default_factory=RewardModelConfig)
     rule: RuleConfig = field(default_factory=RuleConfig)

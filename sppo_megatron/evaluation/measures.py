@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sppo_megatron.evaluation.estimators import maj_at_k, pass_at_k
-from sppo_megatron.evaluation.same_answer import count_votes
 from sppo_megatron.objective import clustered_interval, clustered_share_interval
+from sppo_megatron.rewards.same_answer import count_votes
 from sppo_megatron.types import Group, Response
 
 

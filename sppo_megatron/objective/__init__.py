@@ -26,6 +26,7 @@ from sppo_megatron.objective.regression import (
 from sppo_megatron.objective.win_rate import (
     ESTIMATORS,
     check_preference,
+    gated_preference,
     preference_from_scores,
     win_rates,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "compute_sppo_loss",
     "degenerate_group_sums",
     "finalize_diagnostics",
+    "gated_preference",
     "group_baseline",
     "length_reward",
     "pairwise_loss",

@@ -43,6 +43,23 @@ def preference_from_scores(scores: Tensor, *, validate: bool = True) -> Tensor:
     return torch.sigmoid(scores[..., :, None] - scores[..., None, :])
 
 
+def gated_preference(preference: Tensor, overlap: Tensor, *, validate: bool = True) -> Tensor:
+    """½ + (1 − o)(P − ½): responses that mean the same are a tie, however sure the judge is (S-SPPO, arXiv 2606.01561).
+
+    preference: [..., K, K]. overlap: the same shape, o_ij = o_ji in [0, 1], 1 for responses that mean the same. P + Pᵀ
+    = 1 stays true, so the game stays one of a constant sum. Returns fp32 or float64, detached.
+    Raises ValueError for other shapes and, with validate, on an overlap outside of [0, 1] or without symmetry.
+    """
+    if preference.shape != overlap.shape:
+        raise ValueError(f"overlap: expected shape {list(preference.shape)}, got {list(overlap.shape)}")
+    if validate:
+        check_finite("overlap", overlap)
+        check_probability("overlap", overlap)
+        if not torch.equal(overlap, overlap.transpose(-1, -2)):
+            raise ValueError("overlap: must be symmetric, o[i, j] = o[j, i]")
+    return 0.5 + (1 - as_float(overlap.detach())) * (as_float(preference.detach()) - 0.5)
+
+
 def win_rates(
     preference: Tensor, estimator: str = "include_self", *, tolerance: float = 1e-4, validate: bool = True
 ) -> Tensor:

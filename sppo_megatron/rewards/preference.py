@@ -39,14 +39,20 @@ def with_preference(group: Group, first_wins: Mapping[Pair, float], failures: Ma
     failures: why a pair has no answer. It is an error of both of its responses, and the pair a tie.
     Raises ValueError if an answer is no probability.
     """
-    preference = preference_matrix(len(group.responses), first_wins)
-    rates = win_rates(torch.from_numpy(preference)[None])[0].tolist() if group.responses else []
     errors: dict[int, str] = {}
     for (i, j), why in failures.items():
         for place in (i, j):
             errors.setdefault(place, f"no preference between responses {i} and {j}: {why}")
+    responses = [replace(response, correct=None, error=None) for response in group.responses]
+    return with_matrix(Group(group.prompt, responses), preference_matrix(len(responses), first_wins), errors)
+
+
+def with_matrix(group: Group, preference: np.ndarray, errors: Mapping[int, str]) -> Group:
+    """The group with this preference; each response's reward is its win rate. errors: by place, of responses that
+    have none yet."""
+    rates = win_rates(torch.from_numpy(preference)[None])[0].tolist() if group.responses else []
     responses = [
-        replace(response, reward=rate, correct=None, error=errors.get(place))
+        replace(response, reward=rate, error=response.error or errors.get(place))
         for place, (response, rate) in enumerate(zip(group.responses, rates, strict=True))
     ]
     return Group(group.prompt, responses, preference)

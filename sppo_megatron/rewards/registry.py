@@ -150,7 +150,12 @@ def build_scorer(reward: RewardConfig, decode: Decode | None = None) -> Scorer:
     kind = kind_of(reward)
     for problem in _not_together(reward):
         raise ConfigError(problem)
-    return kind.build(reward, decode)
+    scorer = kind.build(reward, decode)
+    if reward.overlap is None or reward.named or not scorer.gives_preferences:
+        return scorer
+    from sppo_megatron.rewards.overlap import Gated, find_overlap
+
+    return Gated(scorer, find_overlap(reward.overlap), decode)
 
 
 def check_answer(reward: RewardConfig, answer: str) -> None:
@@ -188,6 +193,8 @@ def check_reward(config: Config, generates: bool) -> Iterator[str]:
             f"reward.kind={compares.name} gives preferences between responses: set objective.reward=win_rate, "
             "as objective=sppo_win_rate does"
         )
+    if reward.overlap is not None and not compares:
+        yield f"reward.overlap is of preferences, and reward.kind={kind.name} gives none: set it to null"
     if kind.for_humans and not learns_from_humans(objective):
         yield f"reward.kind={kind.name} is for objective.pairwise=spin, whose winners are given: choose a reward"
     k = config.rollout.num_samples_per_prompt

@@ -370,6 +370,14 @@ PANELS = (
     ),
     Panel(
         "Judge",
+        "Overlap",
+        ("overlap_sum", "overlap_pairs"),
+        "With reward.overlap: how far the responses of a prompt mean the same, added up over all pairs, and the pairs.",
+        "pairs",
+        advice="If the sum comes near the number of pairs, responses say the same thing, and there is little to learn.",
+    ),
+    Panel(
+        "Judge",
         "Judge's tokens",
         ("judge_prompt_tokens", "judge_completion_tokens"),
         "What the judge says it read and wrote.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sppo_megatron.evaluation.same_answer import count_votes
+from sppo_megatron.rewards.same_answer import count_votes
 
 
 @pytest.mark.parametrize(
