@@ -74,6 +74,7 @@ class _SessionLeader(_ProcessWithoutMain):
     def terminate(self) -> None:
         if self.pid is not None:
             kill_tree(self.pid, self.mark)
+            self.kill()  # one that starts leads no group yet; it would look for semaphores that are gone
 
     def is_alive(self) -> bool:
         alive = super().is_alive()

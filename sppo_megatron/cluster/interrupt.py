@@ -79,6 +79,20 @@ def interruptible() -> Iterator[None]:
         signals.may_interrupt = False
 
 
+@contextlib.contextmanager
+def undivided() -> Iterator[None]:
+    """Within `interruptible`, around what must not be left half done: Interrupted is raised behind it."""
+    signals = _installed
+    if signals is None or not signals.may_interrupt:
+        yield
+        return
+    signals.may_interrupt = False
+    yield
+    if signals.told:
+        raise Interrupted
+    signals.may_interrupt = True
+
+
 def was_told() -> bool:
     """Whether this rank knows that the job was told to stop. Ranks know it at different times."""
     return _installed is not None and _installed.told

@@ -11,6 +11,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from sppo_megatron.cluster.helper_processes import SpawnSessions
+from sppo_megatron.cluster.interrupt import undivided
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.rewards import worker
 from sppo_megatron.rewards.scorer import Outcome
@@ -95,7 +96,9 @@ class WorkerPool:
                 initargs=(self._load,),
             )
             try:
-                self._pool.schedule(worker.ready).result(timeout=START_TIMEOUT_S)
+                with undivided():  # a process that is told half of what it is to do complains
+                    ready = self._pool.schedule(worker.ready)
+                ready.result(timeout=START_TIMEOUT_S)
             except (BrokenProcessPool, TimeoutError, CancelledError) as error:
                 self.close()
                 what = self.config.function or self.config.kind

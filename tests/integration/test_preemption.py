@@ -79,6 +79,43 @@ def test_while_a_reward_is_waited_for(task: Path, tmp_path: Path, whom: str) -> 
     assert tiny_task.steps(output) == tiny_task.steps(tmp_path / "whole")
 
 
+SLOW_PASS = """
+import pathlib, sys, time
+
+trainer = sys.modules.get("sppo_megatron.policy.step.forward_step")  # in no worker
+if trainer is not None:
+    forward = trainer.ForwardStep._routing_padding
+
+    def slowly(*arguments):
+        if pathlib.Path({flag!r}).exists():
+            pathlib.Path({flag!r} + ".asked").touch()
+            time.sleep(4)
+        return forward(*arguments)
+
+    trainer.ForwardStep._routing_padding = slowly
+
+def score(prompt, response, answer):
+    return float(len(response))
+"""
+
+
+def test_while_log_probs_are_computed(task: Path, tmp_path: Path) -> None:
+    """Each of 24 micro-batches takes 4 seconds, on two ranks of a pipeline, one of which is told."""
+    flag, output = tmp_path / "slow", tmp_path / "run"
+    (tmp_path / "slow_pass.py").write_text(SLOW_PASS.format(flag=str(flag)))
+    environment = tiny_task.environment()
+    environment["PYTHONPATH"] = f"{tmp_path}:{environment['PYTHONPATH']}"
+    own = {"reward.kind": "function", "reward.function": "slow_pass:score", "data.eval_path": "null"}
+    sizes = {"parallelism.pipeline_model_parallel_size": 2, "train.max_tokens_per_micro_batch": "null"}
+    sizes |= {"train.micro_batch_size": 1}
+    job = start(tiny_task.overrides(task, output, **own, **sizes), environment)
+    wait_until(lambda: (output / "metrics.jsonl").exists() and tiny_task.steps(output), job)
+    flag.touch()
+    wait_until(lambda: Path(f"{flag}.asked").exists(), job)
+    stderr = stop(job, psutil.Process(job.pid).children()[-1])
+    assert "told to stop" in stderr or "stopped after optimizer step" in stderr
+
+
 @pytest.mark.parametrize("parallelism", ["tp2", "single"])
 def test_while_the_model_samples(task: Path, tmp_path: Path, parallelism: str) -> None:
     """Two ranks that sample together, and two that sample each for itself; one of them is told."""

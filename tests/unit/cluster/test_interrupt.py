@@ -12,7 +12,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from sppo_megatron.cluster.interrupt import SIGNALS, Interrupted, StopSignals, interruptible, was_told
+from sppo_megatron.cluster.interrupt import SIGNALS, Interrupted, StopSignals, interruptible, undivided, was_told
 
 
 @pytest.fixture
@@ -78,6 +78,17 @@ def test_a_second_signal_disturbs_nobody_who_cleans_up(signals):
             os.kill(os.getpid(), signal.SIGTERM)
             cleaned_up = True
     assert cleaned_up
+
+
+def test_what_must_not_be_left_half_done_is_done(signals):
+    done = []
+    with pytest.raises(Interrupted), interruptible():
+        with undivided():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            done.append("whole")
+        done.append("and more")
+    assert done == ["whole"]
 
 
 def test_other_threads_are_left_alone(signals):
