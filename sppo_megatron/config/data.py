@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, NextIteration, UserPath
+from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, NextIteration, Positive, UserPath
 
 
 @dataclass
@@ -41,6 +41,13 @@ class DataConfig:
     response_key: Fixed[str | None] = None
     """Column with a human's response, as text (objective.pairwise=spin); one of more than rollout.max_response_length
     tokens is dropped with its prompt, and counted."""
+    score_keys: Fixed[list[str]] = field(default_factory=list)
+    """Columns with the scores of the chosen and the rejected answer (rollout.engine=preferences): each is its answer's
+    reward, times score_scale, and P(chosen beats rejected) the sigmoid of their difference instead of 1."""
+    score_scale: Fixed[Positive[float]] = 1.0
+    "What scores are multiplied by."
+    probability_key: Fixed[str | None] = None
+    "Column with P(chosen beats rejected) (rollout.engine=preferences)."
     apply_chat_template: Fixed[bool] = False
     "Make text one user message, and apply the tokenizer's chat template."
     chat_template_kwargs: Fixed[dict[str, Any]] = field(default_factory=dict)
@@ -64,5 +71,7 @@ def check_data(data: DataConfig) -> Iterator[str]:
             yield f"data.{key}={path} does not exist"
     if data.format is not None and data.prompt_key != "prompt":
         yield f"data.format={data.format} knows where the prompt is: leave data.prompt_key={data.prompt_key} out"
+    if data.score_keys and (len(data.score_keys) != 2 or data.probability_key):
+        yield "data.score_keys=[the chosen's column, the rejected's] and data.probability_key say the same: give one"
     if data.chat_template_kwargs and not data.apply_chat_template:
         yield "data.chat_template_kwargs is for chat templates: set data.apply_chat_template=true"

@@ -41,7 +41,7 @@ class ObjectiveConfig:
     ] = None
     "A loss over pairs of responses instead (kinds of `pairwise_loss`); null = the regression of single ones."
     beta: NextIteration[Positive[float] | None] = None
-    "Strength of the pull towards the reference, for pairwise=dpo, spin and ipo."
+    "Strength of the pull towards the reference, for pairwise=dpo, spin and ipo, and for kto."
     ref_coef: NextIteration[Annotated[float, Interval(ge=0, le=1)]] = 0.0
     """INPO's τ/η: the share of the pull towards the policy that the run started from. Above 0 its weights are kept on
     the host."""
@@ -54,8 +54,8 @@ class ObjectiveConfig:
     length_reward_weight: NextIteration[Finite[float]] = 0.0
     "Weight of Kimi's length reward, which is added to the reward."
     name: NextIteration[str] = "sppo"
-    """The objective: sppo (the regression family, or pairs if pairwise is set), grpo, gvpo, mnpo, sft, or function, one
-    of your own."""
+    """The objective: sppo (the regression family, or pairs if pairwise is set), grpo, gvpo, mnpo, sft, kto, or one of
+    your own, function."""
     function: NextIteration[str | None] = None
     "`module:name` of your own objective, a loss function or a class, for name=function."
     options: NextIteration[dict[str, Any]] = field(default_factory=dict)

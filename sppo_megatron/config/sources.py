@@ -23,6 +23,9 @@ _OF_RECORDS = (
     "apply_chat_template",
     "chat_template_kwargs",
     "max_prompt_length",
+    "score_keys",
+    "score_scale",
+    "probability_key",
 )
 _OF_TRAINING = ("weight", "repeat")
 _NAME = r"[\w.-]+"
@@ -152,4 +155,8 @@ def _fits(key: str, value: Any) -> bool:
         return isinstance(value, Mapping)
     if key == "max_prompt_length":
         return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-    return isinstance(value, str) or (key == "response_key" and value is None)
+    if key == "score_keys":
+        return isinstance(value, Sequence) and all(isinstance(name, str) for name in value)
+    if key == "score_scale":
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, str) or (key in ("response_key", "probability_key") and value is None)

@@ -14,7 +14,7 @@ from sppo_megatron.data.answers import AnswerEncoder
 from sppo_megatron.data.chat_template import Message
 from sppo_megatron.data.formats import tools_of
 from sppo_megatron.data.json_values import check_text, json_name
-from sppo_megatron.data.length_filter import keep_short
+from sppo_megatron.data.length_filter import keep_short_groups
 from sppo_megatron.data.prompts import PromptReader, read_all
 from sppo_megatron.data.records import MISSING, Record, Split, column, column_error
 from sppo_megatron.types import Group, Response
@@ -36,13 +36,7 @@ def load_demonstrations(source: Source, tokenizer: Any, max_response_length: int
     reader = _Reader(tokenizer, source)
     split = Split(source.split, source.default_split, "the split of the data source")
     groups = read_all(source.path, split, reader.group, reader.prompts)
-    if source.data.max_prompt_length is not None:
-        limit, key = source.data.max_prompt_length, "data.max_prompt_length"
-        groups = keep_short(groups, lambda g: len(g.prompt.token_ids), limit, key, "prompts", source.path)
-    key = "rollout.max_response_length"
-    return keep_short(
-        groups, lambda g: len(g.responses[0].token_ids), max_response_length, key, "responses", source.path
-    )
+    return keep_short_groups(groups, source, max_response_length, "responses")
 
 
 class _Reader:

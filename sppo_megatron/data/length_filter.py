@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from sppo_megatron.config.sources import Source
 from sppo_megatron.errors import ConfigError
+from sppo_megatron.types import Group
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -41,3 +43,16 @@ def keep_short(
             len(kept),
         )
     return kept
+
+
+def keep_short_groups(groups: list[Group], source: Source, max_response_length: int, what: str) -> list[Group]:
+    """Groups of a source without those whose prompt or longest answer, a human's too, is too long; see `keep_short`."""
+    if source.data.max_prompt_length is not None:
+        limit, key = source.data.max_prompt_length, "data.max_prompt_length"
+        groups = keep_short(groups, lambda group: len(group.prompt.token_ids), limit, key, "prompts", source.path)
+    return keep_short(groups, _longest, max_response_length, "rollout.max_response_length", what, source.path)
+
+
+def _longest(group: Group) -> int:
+    human = group.prompt.human_token_ids
+    return max(*(len(response.token_ids) for response in group.responses), 0 if human is None else len(human))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from sppo_megatron.config.sources import Source
 from sppo_megatron.data.answers import AnswerEncoder
 from sppo_megatron.data.json_values import check_text, json_name
-from sppo_megatron.data.length_filter import keep_short
+from sppo_megatron.data.length_filter import keep_short_groups
 from sppo_megatron.data.prompts import PromptReader, read_all
 from sppo_megatron.data.records import MISSING, Record, Split, column, column_error
 from sppo_megatron.types import Group, Response
@@ -19,8 +21,13 @@ CHOSEN, REJECTED = "chosen", "rejected"
 _TURN = "\n\nAssistant:"  # what an answer stands behind in texts that hold the whole conversation, as HH's do
 
 
-def load_preferences(source: Source, tokenizer: Any, max_response_length: int) -> list[Group]:
+def load_preferences(
+    source: Source, tokenizer: Any, max_response_length: int, chosen_is_human: bool = False
+) -> list[Group]:
     """One group [chosen, rejected] for each record, with rewards 1 and 0 and P(chosen beats rejected) = 1.
+
+    With data.score_keys rewards are the scores and P the sigmoid of their difference; with data.probability_key P and
+    1 − P are the rewards. chosen_is_human: the group is [rejected], and the chosen answer `Prompt.human_token_ids`.
 
     A record is {prompt, chosen, rejected} with texts; or chosen and rejected are conversations as messages, whose
     common beginning is the prompt and whose last turn is the answer; or they are the answer's message alone, behind
@@ -31,22 +38,15 @@ def load_preferences(source: Source, tokenizer: Any, max_response_length: int) -
     Pairs that are too long (data.max_prompt_length, rollout.max_response_length) are dropped, with a warning.
     Raises ConfigError that names every bad record: a column that is missing, an empty answer, two that are the same.
     """
-    reader = _PairReader(tokenizer, source)
+    reader = _PairReader(tokenizer, source, chosen_is_human)
     split = Split(source.split, source.default_split, "the split of the data source")
     groups = read_all(source.path, split, reader.group, reader.prompts)
-    if source.data.max_prompt_length is not None:
-        limit, key = source.data.max_prompt_length, "data.max_prompt_length"
-        groups = keep_short(groups, lambda g: len(g.prompt.token_ids), limit, key, "prompts", source.path)
-    key = "rollout.max_response_length"
-    return keep_short(groups, _longest, max_response_length, key, "pairs", source.path)
-
-
-def _longest(group: Group) -> int:
-    return max(len(response.token_ids) for response in group.responses)
+    return keep_short_groups(groups, source, max_response_length, "pairs")
 
 
 class _PairReader:
-    def __init__(self, tokenizer: Any, source: Source) -> None:
+    def __init__(self, tokenizer: Any, source: Source, chosen_is_human: bool) -> None:
+        self._chosen_is_human = chosen_is_human
         self.prompts = PromptReader(tokenizer, source.data, False, None, source.name, {CHOSEN, REJECTED})
         self._answers = AnswerEncoder(tokenizer, source.data)
         self._data = source.data
@@ -58,8 +58,23 @@ class _PairReader:
             raise ValueError(f"{CHOSEN!r} holds messages; set data.apply_chat_template=true")
         prompt = self.prompts.prompt({**record, self._data.prompt_key: stored}, index)
         ids = [self._answer_ids(stored, answer) for answer in answers]
-        responses = [Response(i, text, reward=r) for i, text, r in zip(ids, answers, (1.0, 0.0), strict=True)]
-        return Group(prompt, responses, np.array([[0.5, 1.0], [0.0, 0.5]]))
+        *rewards, p = self._judged(record)
+        responses = [Response(i, text, reward=r) for i, text, r in zip(ids, answers, rewards, strict=True)]
+        if self._chosen_is_human:
+            return Group(replace(prompt, human_token_ids=ids[0]), responses[1:])
+        return Group(prompt, responses, np.array([[0.5, p], [1.0 - p, 0.5]]))
+
+    def _judged(self, record: Record) -> tuple[float, float, float]:
+        """The rewards of both, and P(chosen beats rejected)."""
+        if self._data.score_keys:
+            chosen, rejected = (self._data.score_scale * number_of(record, key) for key in self._data.score_keys)
+            return chosen, rejected, 1 / (1 + math.exp(min(rejected - chosen, 700.0)))
+        if self._data.probability_key is not None:
+            p = number_of(record, self._data.probability_key)
+            if not 0 <= p <= 1:
+                raise ValueError(f"{self._data.probability_key!r} is {p}, no probability in [0, 1]")
+            return p, 1 - p, p
+        return 1.0, 0.0, 1.0
 
     def _answer_ids(self, stored: object, answer: str) -> np.ndarray:
         """int32 [n], the end token behind it."""
@@ -68,6 +83,16 @@ class _PairReader:
         messages = stored if isinstance(stored, list) else [{"role": "user", "content": stored}]
         turn = {"role": "assistant", "content": answer}
         return self._answers.of_turn(self.prompts.template(messages), [*messages, turn])[0]
+
+
+def number_of(record: Record, key: str) -> float:
+    """The finite number in a column. Raises ValueError, naming it, for anything else."""
+    value = column(record, key)
+    if value is MISSING:
+        raise column_error(record, "no key", key, "preference pairs")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{key!r} is a JSON {json_name(value)}, not a finite number")
+    return float(value)
 
 
 def split_pair(record: Record, prompt_key: str) -> tuple[Any, list[str]]:

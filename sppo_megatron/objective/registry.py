@@ -9,6 +9,7 @@ from sppo_megatron.objective.base import Objective
 from sppo_megatron.objective.function import FunctionObjective, load_objective
 from sppo_megatron.objective.grpo import Grpo
 from sppo_megatron.objective.gvpo import Gvpo
+from sppo_megatron.objective.kto import Kto
 from sppo_megatron.objective.mnpo import Mnpo
 from sppo_megatron.objective.pairs import Inpo, Pairs, Spin
 from sppo_megatron.objective.pairwise import PAIRWISE_KINDS
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "gvpo": Gvpo,
     "mnpo": Mnpo,
     "sft": Sft,
+    "kto": Kto,
     "function": FunctionObjective,
 }
 # objective.pairwise chooses among pairs, whose name is sppo's; the other kinds are `Pairs`

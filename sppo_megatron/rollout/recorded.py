@@ -39,9 +39,10 @@ class RecordedGroups:
         """See StoredGroups."""
         largest = longest = 0
         for group in self._groups.values():
-            for response in group.responses:
-                largest = max(largest, int(group.prompt.token_ids.max()), int(response.token_ids.max()))
-                longest = max(longest, len(group.prompt.token_ids) + len(response.token_ids))
+            human = group.prompt.human_token_ids
+            for ids in [*(r.token_ids for r in group.responses), *([] if human is None else [human])]:
+                largest = max(largest, int(group.prompt.token_ids.max()), int(ids.max()))
+                longest = max(longest, len(group.prompt.token_ids) + len(ids))
         return largest, longest
 
     def next(self, iteration: int) -> list[Group]:

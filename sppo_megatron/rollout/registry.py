@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -87,16 +88,36 @@ def _check_demonstrations(config: Config) -> Iterator[str]:
         yield "rollout.engine=demonstrations has one answer to a prompt, and nothing to compare: set objective=sft"
 
 
-def _check_preferences(config: Config) -> Iterator[str]:
+def _check_ratings(config: Config) -> Iterator[str]:
+    import torch
+
+    from sppo_megatron.objective.base import Units
+    from sppo_megatron.objective.registry import build_objective
+
     yield from _check_recorded(config)
-    if learns_from_humans(config.objective):
-        yield "objective.pairwise=spin wins against sampled responses: with rollout.engine=preferences choose dpo"
+    try:
+        objective = build_objective(vars(config.objective))
+        targets = objective.columns(torch.tensor([1.0, 0.0]).double(), torch.arange(2))["target"]
+    except ValueError:  # which check_objective tells
+        return
+    if objective.units is not Units.SINGLE or targets[0] == targets[1]:
+        yield (
+            "rollout.engine=ratings has one answer to a prompt, which is good or bad: set objective=kto, or "
+            "objective=sppo with objective.baseline=constant"
+        )
 
 
 def _open_preferences(config: Config, tokenizer: Any) -> StoredGroups:
     from sppo_megatron.data.preferences import load_preferences
 
-    return _open_recorded(config, tokenizer, load_preferences)
+    humans = learns_from_humans(config.objective)
+    return _open_recorded(config, tokenizer, partial(load_preferences, chosen_is_human=humans))
+
+
+def _open_ratings(config: Config, tokenizer: Any) -> StoredGroups:
+    from sppo_megatron.data.ratings import load_ratings
+
+    return _open_recorded(config, tokenizer, load_ratings)
 
 
 def _open_demonstrations(config: Config, tokenizer: Any) -> StoredGroups:
@@ -122,9 +143,10 @@ def _open_recorded(config: Config, tokenizer: Any, load: Callable[[Source, Any, 
 
 
 DEMONSTRATIONS = StoredKind("demonstrations", _open_demonstrations, _check_demonstrations)
-PREFERENCES = StoredKind("preferences", _open_preferences, _check_preferences)
+PREFERENCES = StoredKind("preferences", _open_preferences, _check_recorded)
+RATINGS = StoredKind("ratings", _open_ratings, _check_ratings)
 REPLAY = StoredKind("replay", _open_replay, _check_replay)
-STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY, PREFERENCES, DEMONSTRATIONS)}
+STORED: dict[str, StoredKind] = {kind.name: kind for kind in (REPLAY, PREFERENCES, DEMONSTRATIONS, RATINGS)}
 NAMES = (*ENGINES, *STORED)
 
 

@@ -13,13 +13,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.integration import tiny_task
 
 PAIRS, PER_STEP, LR = 6, 2, 1e-3
-LOSSES = {
-    "dpo": ({"objective.beta": 0.5}, lambda w, r: -F.logsigmoid(0.5 * (w - r))),
-    "ipo": ({"objective.beta": 0.5}, lambda w, r: (w - r - 1.0).square()),
-    "sppo_hard": ({"objective.eta": 2.0}, lambda w, r: (w - 1).square() + (r + 1).square()),
-    "sppo_single": ({"objective.eta": 2.0}, lambda w, r: ((w - 1).square() + (r + 1).square()) / 2),
-    "rebel": ({"objective.eta": 2.0}, lambda w, r: ((w - r) / 2.0 - 1.0).square()),
-    "inpo": ({"objective.eta": 2.0}, lambda w, r: (w - r - 0.25).square()),
+SCORES = {"data.score_keys": "[score_chosen, score_rejected]", "data.score_scale": 0.5}
+LOSSES = {  # settings, and the loss of s(winner), s(loser), and the difference of their rewards, 1 without scores
+    "dpo": ({"objective.beta": 0.5}, lambda w, r, d: -F.logsigmoid(0.5 * (w - r))),
+    "spin": ({"objective.beta": 0.5}, lambda w, r, d: -F.logsigmoid(0.5 * (w - r))),
+    "ipo": ({"objective.beta": 0.5}, lambda w, r, d: (w - r - 1.0).square()),
+    "sppo_hard": ({"objective.eta": 2.0}, lambda w, r, d: (w - 1).square() + (r + 1).square()),
+    "sppo_single": (
+        {"objective.eta": 2.0, **SCORES},
+        lambda w, r, d: ((w - 2 * (torch.sigmoid(d) - 0.5)).square() + (r + 2 * (torch.sigmoid(d) - 0.5)).square()) / 2,
+    ),
+    "rebel": ({"objective.eta": 2.0, **SCORES}, lambda w, r, d: ((w - r) / 2.0 - d).square()),
+    "inpo": ({"objective.eta": 2.0}, lambda w, r, d: (w - r - 0.25).square()),
+    "kto": ({"objective.beta": 0.5}, lambda w, r, d: (2 - torch.sigmoid(0.5 * w) - torch.sigmoid(-0.5 * r)) / 2),
 }
 
 
@@ -28,18 +34,29 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_task.make_task(tmp_path_factory.mktemp("preferences") / "task")
     records = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()[:PAIRS]]
     pairs = [{"prompt": r["prompt"], "chosen": r["answer"], "rejected": r["answer"][::-1] + "1"} for r in records]
+    for place, pair in enumerate(pairs):
+        pair |= {"score_chosen": 2.0 + place, "score_rejected": 1.5 - place % 2}
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    rated = [(pair["prompt"], pair[key], key == "chosen") for pair in pairs for key in ("chosen", "rejected")]
+    ratings = [dict(zip(("prompt", "completion", "label"), one, strict=True)) for one in rated]
+    (folder / "ratings.jsonl").write_text("".join(json.dumps(rating) + "\n" for rating in ratings))
     return folder
 
 
 def run(task: Path, output: Path, kind: str, **changes: object) -> list[dict]:
     settings = {
-        "objective": "dpo" if "objective.beta" in LOSSES[kind][0] else "sppo_pairs",
-        "objective.reward": "reward",
-        "objective.pairwise": kind,
+        **(
+            {"objective": "kto", "rollout": "ratings", "data.train_path": task / "ratings.jsonl"}
+            if kind == "kto"
+            else {
+                "objective": "dpo" if "objective.beta" in LOSSES[kind][0] else "sppo_pairs",
+                "objective.reward": "reward",
+                "objective.pairwise": kind,
+                "rollout": "preferences",
+                "data.train_path": task / "pairs.jsonl",
+            }
+        ),
         **LOSSES[kind][0],
-        "rollout": "preferences",
-        "data.train_path": task / "pairs.jsonl",
         "data.eval_path": "null",
         "reward.kind": "exact_match",
         "train.iterations": 1,
@@ -79,7 +96,9 @@ def plain(task: Path, kind: str) -> list[float]:
                 log_prob(policy, pair["prompt"], pair[key]) - log_prob(start, pair["prompt"], pair[key]).detach()
                 for key in ("chosen", "rejected")
             )
-            of_pairs.append(LOSSES[kind][1](w, r))
+            scores = 0.5 * (pair["score_chosen"] - pair["score_rejected"])
+            difference = torch.tensor(scores if "data.score_keys" in LOSSES[kind][0] else 1.0)
+            of_pairs.append(LOSSES[kind][1](w, r, difference))
         loss = torch.stack(of_pairs).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -94,4 +113,4 @@ def test_every_step_is_that_of_plain_transformers(task: Path, kind: str) -> None
     expected = plain(task, kind)
     assert [step["loss"] for step in steps] == pytest.approx(expected, rel=2e-4)
     assert abs(expected[-1] - expected[0]) > 0.01 * abs(expected[0])
-    assert [step["pairs"] for step in steps] == [PER_STEP] * 6
+    assert [step.get("pairs", PER_STEP) for step in steps] == [PER_STEP] * 6

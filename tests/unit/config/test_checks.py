@@ -273,7 +273,7 @@ def test_bad(prompts, values, said):
 
 def test_engines(prompts):
     message = message_of(make_config(prompts, **{"rollout.engine": "nonsense"}))
-    known = "megatron, vllm, vllm_server, replay, preferences, demonstrations"
+    known = "megatron, vllm, vllm_server, replay, preferences, demonstrations, ratings"
     assert message == f"rollout.engine='nonsense' is not known: choose one of {known}"
 
 

@@ -80,6 +80,8 @@ def test_every_file_composes_and_is_valid(file, prompts, tmp_path):
         complete_reward(config)
     if "sft" in (option, config.objective.name) or option == "demonstrations":
         config.objective.name, config.rollout.engine = "sft", "demonstrations"
+    if option == "ratings":
+        config.objective.name, config.objective.beta = "kto", 0.1
     if group == "objective":  # pairs, or whole groups
         config.train.micro_batch_size = config.rollout.num_samples_per_prompt
     if config.objective.pairwise is not None:

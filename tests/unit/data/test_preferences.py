@@ -110,3 +110,36 @@ def test_long_pairs_are_dropped_with_a_warning(tmp_path, caplog):
     groups = load(tmp_path, long, {"prompt": "hi", "chosen": "yes", "rejected": "no"}, limit=4)
     assert [group.prompt.index for group in groups] == [1]
     assert "dropped 1 of 2 pairs longer than rollout.max_response_length=4" in caplog.text
+
+
+def test_scores_and_probabilities_say_by_how_much(tmp_path):
+    record = {"prompt": "hi", "chosen": "yes", "rejected": "no", "a": 7, "b": 4.5, "p": 0.8}
+    [group] = load(tmp_path, record, score_keys=["a", "b"], score_scale=0.5)
+    p = 1 / (1 + np.exp(-1.25))
+    assert np.allclose(group.preference, [[0.5, p], [1 - p, 0.5]])
+    assert [response.reward for response in group.responses] == [3.5, 2.25]
+    [group] = load(tmp_path, record, probability_key="p")
+    assert np.allclose(group.preference, [[0.5, 0.8], [0.2, 0.5]])
+    assert [response.reward for response in group.responses] == pytest.approx([0.8, 0.2])
+
+
+def test_every_judgement_that_is_none_at_once(tmp_path):
+    pair = {"prompt": "hi", "chosen": "yes", "rejected": "no"}
+    wrong = [
+        ({}, "no key 'p'"),
+        ({"p": "1"}, "'p' is a JSON text, not a finite number"),
+        ({"p": 1.5}, "no probability"),
+    ]
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, *({**pair, **p} for p, _ in wrong), probability_key="p")
+    for number, (_, said) in enumerate(wrong, start=1):
+        assert any(f"line {number}: " in line and said in line for line in str(error.value).splitlines())
+
+
+def test_the_chosen_answer_as_a_human_s(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "hi", "chosen": "yes no", "rejected": "no"}))
+    source = Source(None, str(path), "data.train_path", DataConfig())
+    [group] = load_preferences(source, make_tokenizer(), 9, chosen_is_human=True)
+    assert words(group.prompt.human_token_ids) == "yes no </s>"
+    assert [words(response.token_ids) for response in group.responses] == ["no </s>"] and group.preference is None

@@ -158,6 +158,23 @@ def test_sft(token_agg):
     check(objective, definition, lambda batch: objective.count(lengths))
 
 
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_kto(beta):
+    """The value of a response above a half is σ(β log-ratio), of another σ(−β log-ratio), and the loss 1 less that."""
+
+    def definition(rows):
+        losses = []
+        for _, reward, weight, new, old, _ in (row for row in rows if len(row[3])):
+            ratio = (new - old).sum()
+            value = 1 / (1 + torch.exp(-beta * ratio if reward > 0.5 else beta * ratio))
+            losses.append(weight * (1 - value))
+        return sum(losses) / len(losses)
+
+    objective = build_objective({"name": "kto", "beta": beta})
+    lengths = np.array([[length] for group in LENGTHS for length in group])
+    check(objective, definition, lambda batch: objective.count(lengths))
+
+
 @pytest.mark.parametrize("eta", [0.5, 10.0])
 def test_gvpo(eta):
     """The paper's β is 1/η. A group's empty response is not there."""
