@@ -253,3 +253,31 @@ def test_a_run_can_be_hidden(both: Path, desktop: Page) -> None:
     assert desktop.evaluate(count) == 1
     desktop.evaluate("document.querySelectorAll('#runs input')[1].click()")
     assert desktop.evaluate(count) == 0 and desktop.console == []
+
+
+@in_browser
+def test_seeds_share_a_band(run: Path, desktop: Page) -> None:
+    """Three runs, of which the loss is 1, 2 and 4 times the first's: the band goes from the lowest to the highest."""
+    copies = [run]
+    for factor in (2, 4):
+        folder = run.parent / f"seed-{factor}"
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("hf", "checkpoints", "rollouts"))
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(re.sub(r"(?m)^  seed: \d+", f"  seed: {factor}", config))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        scaled = [line | {"loss": factor * line["loss"]} if "loss" in line else line for line in lines]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, scaled)))
+        copies.append(folder)
+    page = run.parent / "seeds.html"
+    report(page, *copies)
+    desktop.open(page)
+    assert desktop.console == []
+    drawn = desktop.evaluate("""[...document.querySelectorAll("#chart-loss .plot path")].map((path) =>
+        [path.getAttribute("class"), path.getAttribute("d").slice(1).split(/[LZ]/).filter((x) => x)
+            .map((point) => point.split(" ").map(Number))])""")
+    bands, lines = ([points for style, points in drawn if ("band" in style) == is_band] for is_band in (True, False))
+    (band,), count = bands, len(tiny_task.steps(run))
+    ones, twos, fours, mean = (dict(points) for points in lines)
+    assert dict(band[:count]) == ones and dict(band[count:]) == fours, "lower edge, and back along the upper one"
+    for x, y in mean.items():
+        assert y == pytest.approx((ones[x] + twos[x] + fours[x]) / 3, abs=0.1)

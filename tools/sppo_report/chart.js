@@ -83,6 +83,13 @@ class Chart {
       series.isSmooth = view.smooth && steps.length > FEW_POINTS;
       series.ys = series.isSmooth ? smoothed(means || values) : values;
     }
+    const groups = new Map();
+    for (const series of this.shown) {
+      const key = `${series.run.seed_group} ${series.metric}`;
+      groups.set(key, [...(groups.get(key) || []), series]);
+    }
+    this.bands = [...groups.values()].filter((group) => group.length > 1);
+    this.alone = this.shown.filter((series) => !this.bands.flat().includes(series));
   }
 
   // From data to pixels. Values outside the frame are drawn on its edge.
@@ -110,7 +117,9 @@ class Chart {
     if (this.shown.length) {
       this.scale();
       this.drawAxes();
-      this.shown.forEach((series) => this.drawSeries(series));
+      this.bands.forEach((group) => this.drawBand(group));
+      this.alone.forEach((series) => this.drawSeries(series));
+      this.shown.forEach((series) => this.drawMarker(series));
       this.svg.append(this.cursor, this.place);
     }
     this.moveCursor(null);
@@ -136,7 +145,23 @@ class Chart {
     if (xs.length <= FEW_POINTS) {
       this.svg.append(...xs.map((x, i) => element("circle", {class: style, cx: this.x(x), cy: this.y(ys[i]), r: 2.5})));
     }
-    series.marker = element("circle", {class: `cursor ${style}`, r: 4});
+  }
+
+  // Of runs that differ in their seeds alone: each faintly, all from the lowest to the highest, and their mean.
+  drawBand(group) {
+    const [{colour, dash}] = group, end = Math.min(...group.map(({xs}) => xs[xs.length - 1]));
+    const xs = group[0].xs.filter((x) => x <= end);
+    const columns = xs.map((x) => group.map((series) => series.ys[nearestIndex(series.xs, x)]));
+    const low = this.path(xs, columns.map((values) => Math.min(...values)));
+    const high = this.path([...xs].reverse(), columns.map((values) => Math.max(...values)).reverse());
+    const mean = columns.map((values) => values.reduce((a, b) => a + b, 0) / values.length);
+    this.svg.append(element("path", {class: `band ${colour}`, d: `${low}L${high.slice(1)}Z`}),
+      ...group.map((series) => element("path", {class: `line raw ${series.colour}`, d: this.path(series.xs, series.ys)})),
+      element("path", {class: `line ${colour} ${dash}`, d: this.path(xs, mean)}));
+  }
+
+  drawMarker(series) {
+    series.marker = element("circle", {class: `cursor ${series.colour} ${series.dash}`, r: 4});
     this.svg.append(series.marker);
   }
 

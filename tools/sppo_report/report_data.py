@@ -12,6 +12,7 @@ from sppo_report.findings import find_warnings
 from sppo_report.panels import panels_for
 from sppo_report.run_folder import Run
 from sppo_report.samples import SampleLimits, shown_iterations
+from sppo_report.seeds import seed_groups
 from sppo_report.summary import config_rows, stage_seconds, summary_rows
 from sppo_report.tokens import TokenTexts, find_tokenizer
 
@@ -27,7 +28,10 @@ def build_report(
 
     Raises ConfigError if the tokenizer's folder has none, or it can't be read.
     """
-    found = [_run(run, limits, tokenizer, advance) for run in runs]
+    found = [
+        _run(run, limits, tokenizer, advance) | {"seed_group": group}
+        for run, group in zip(runs, seed_groups(runs), strict=True)
+    ]
     logged = {name for run in found for name in run["curves"]}
     return {
         "runs": found,
