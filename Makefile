@@ -12,10 +12,10 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
 # These are about CPU processes, also on a machine with GPUs.
-test fast fuzz test-kills test-nash test-report test-real rooms demo example-real: export CUDA_VISIBLE_DEVICES :=
+test fast fuzz families test-kills test-nash test-report test-real rooms demo example-real: export CUDA_VISIBLE_DEVICES :=
 
 # `docs` is also a folder.
-.PHONY: docs setup test fuzz test-gpu test-kills test-nash test-report test-real rooms fast lint format audit demo example-real clean
+.PHONY: docs setup test fuzz families test-gpu test-kills test-nash test-report test-real rooms fast lint format audit demo example-real clean
 
 setup: $(VENV)/.setup
 
@@ -82,6 +82,11 @@ fast: $(VENV)/.setup-test
 # Promise 5 at length: twenty kills and more, about half an hour.
 test-kills: $(VENV)/.setup-test
 	SPPO_KILLS=24 SPPO_KILL_ITERATIONS=160 $(BIN)/python -m pytest tests/integration/test_kills.py -s --timeout 3600
+
+# Every family in every layout; the table of docs/models.md is written from what passed.
+families: $(VENV)/.setup-test $(VENV)/.setup-vllm
+	$(BIN)/python -m pytest -p tests.distributed.family_table tests/distributed/layouts tests/distributed/conversion \
+	  tests/distributed/vllm --timeout 3600
 
 # Self-play on a known game at length: the average policy's distance to the Nash mix, printed.
 test-nash: $(VENV)/.setup-test

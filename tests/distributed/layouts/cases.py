@@ -135,16 +135,28 @@ MIXTURE_LAYOUTS: dict[str, tuple[int, dict[str, object]]] = {
 }
 WHOLE_EXPERTS = {ETP: 1}
 FAMILY = Settings(iterations=1)
+
+
+def _family_case(layout: str, kind: str) -> Case:
+    ranks, sizes = (FAMILY_LAYOUTS | MIXTURE_LAYOUTS)[layout]
+    whole = WHOLE_EXPERTS if kind in BIASED_EXPERTS and TP in sizes else {}
+    return Case(f"{layout}-{kind}", ranks, sizes | whole, kind, FAMILY)
+
+
 FAMILY_CASES = [
-    Case(
-        f"{layout}-{kind}",
-        ranks,
-        sizes | (WHOLE_EXPERTS if kind in BIASED_EXPERTS and TP in sizes else {}),
-        kind,
-        FAMILY,
-    )
+    _family_case(layout, kind)
     for kind in KINDS
-    for layout, (ranks, sizes) in (FAMILY_LAYOUTS | (MIXTURE_LAYOUTS if kind in MIXTURES else {})).items()
+    for layout in (FAMILY_LAYOUTS | (MIXTURE_LAYOUTS if kind in MIXTURES else {}))
+]
+# Of families with many cases below, the layouts that are in none of them.
+FAMILY_CASES += [
+    _family_case(layout, kind)
+    for kind, others in {
+        "llama": "packed recompute unfused tp2-sp cp2 dp2",
+        "qwen2-moe": "one recompute unfused cp2 tp2-ep2",
+        "qwen3-moe": "packed unfused pp2 dp2",
+    }.items()
+    for layout in others.split()
 ]
 
 CASES = [
