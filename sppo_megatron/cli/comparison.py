@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from sppo_megatron.cli.options import check_target, parallelism_of
 from sppo_megatron.cluster.consensus import agreed, of_all_ranks, of_first_rank
@@ -20,6 +19,7 @@ from sppo_megatron.errors import ConfigError
 from sppo_megatron.hf.hf_model import HFModel, open_hf_model, open_weights
 from sppo_megatron.hf.load import check_tensors
 from sppo_megatron.hf.mapping import parameter_layouts
+from sppo_megatron.hf.model_class import model_class
 from sppo_megatron.hf.safetensors_writer import raw_bytes
 from sppo_megatron.policy.checkpoint.logits import checkpoint_logits
 from sppo_megatron.policy.checkpoint.weights import StoredWeights
@@ -120,8 +120,7 @@ def _token_ids(model: HFModel, options: argparse.Namespace) -> list[int]:
 
 
 def _hf_logits(model: HFModel, tokens: Tensor) -> Tensor:
-    reference = AutoModelForCausalLM.from_pretrained(
-        model.folder, config=model.hf_config, dtype=torch.float32, trust_remote_code=False
-    ).eval()
+    cls = model_class(model.hf_config.model_type)
+    reference = cls.from_pretrained(model.folder, config=model.hf_config, dtype=torch.float32).eval()
     with torch.no_grad():
         return reference(tokens).logits

@@ -58,6 +58,7 @@ class LatentAttention:
 class Architecture:
     """A decoder with rotary positions, RMS norms and gated MLPs, dense or a mixture of experts.
 
+    prefix: of its tensors' Hugging Face names where it is a part of a model; the others are no part of the policy.
     ffn_hidden_size: of the dense MLPs. mixture: None for a dense model. latent: None if queries are grouped.
     rotary_inv_freq: fp32 [rotated components / 2], the inverse frequencies after any rope scaling (radians per token).
     windows: of each layer the keys that a query sees, its own among them, None for all before it; [] without windows.
@@ -98,6 +99,7 @@ class Architecture:
     sinks: bool = False
     activation_clamp: float | None = None
     up_offset: float = 0.0
+    prefix: str = ""
 
     def padded_vocab_size(self, divisible_by: int, tensor_model_parallel_size: int) -> int:
         """The vocabulary with padding columns, a multiple of divisible_by × tensor_model_parallel_size."""

@@ -16,8 +16,8 @@ from sppo_megatron.hf.families.family import ExpertNames
 from sppo_megatron.hf.hf_checkpoint import HFTensors
 from sppo_megatron.hf.tensor_layouts import TensorSource
 
-_FUSED = re.compile(r"^(model\.layers\.\d+\.)mlp\.experts\.(gate_up_proj|down_proj)$")
-_ROUTER = re.compile(r"^(model\.layers\.\d+\.)mlp\.gate\.weight$")
+_FUSED = re.compile(r"^((?:.*\.)?model\.layers\.\d+\.)mlp\.experts\.(gate_up_proj|down_proj)$")
+_ROUTER = re.compile(r"^((?:.*\.)?model\.layers\.\d+\.)mlp\.gate\.weight$")
 
 
 @dataclass(frozen=True)

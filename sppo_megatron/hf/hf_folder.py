@@ -58,7 +58,7 @@ def load_generation_config(folder: Path) -> Any | None:
 def stop_token_ids(hf_config: Any, generation_config: Any | None, tokenizer: Any | None) -> frozenset[int]:
     """Every token that ends a response: of the model, its generation config and its tokenizer."""
     found: set[int] = set()
-    for source in (hf_config, generation_config):
+    for source in (hf_config, getattr(hf_config, "text_config", None), generation_config):
         ids = getattr(source, "eos_token_id", None)
         found.update([ids] if isinstance(ids, int) else ids or [])
     if tokenizer is not None and tokenizer.eos_token_id is not None:

@@ -14,7 +14,7 @@ from sppo_megatron.hf.tensor_layouts import TensorLayout
 
 # Buffers that old checkpoints store and the config determines.
 _DERIVED = (".rotary_emb.inv_freq",)
-HEAD = "lm_head.weight"
+_NAMES = ("model.embed_tokens.weight", "lm_head.weight")  # of the embedding, and of a head that may be tied to it
 _ROWS = 4096  # compared at a time
 
 
@@ -22,8 +22,8 @@ def check_names_and_shapes(layouts: Mapping[str, TensorLayout], found: Mapping[s
     """Raises ValueError that names every missing, unexpected and wrongly shaped tensor (the first ten of each)."""
     expected = hf_shapes(layouts)
     ignored = {name for name in found if name.endswith(_DERIVED)}
-    if OUTPUT_LAYER not in layouts:
-        ignored.add(HEAD)  # a tied head may be stored twice
+    if EMBEDDING in layouts and OUTPUT_LAYER not in layouts:
+        ignored.add(_head_of(layouts[EMBEDDING].hf_names[0]))  # a tied head may be stored twice
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected and name not in ignored]
     misshapen = [
@@ -48,17 +48,22 @@ def check_tensors(layouts: Mapping[str, TensorLayout], tensors: HFTensors) -> No
         check_tied_head(tensors, layouts[EMBEDDING].hf_names[0])
 
 
-def check_tied_head(tensors: HFTensors, embedding_name: str = "model.embed_tokens.weight") -> None:
+def _head_of(embedding_name: str) -> str:
+    embedding, head = _NAMES
+    return embedding_name.removesuffix(embedding) + head
+
+
+def check_tied_head(tensors: HFTensors, embedding_name: str = _NAMES[0]) -> None:
     """Raises ConfigError if a tied head is stored beside the embedding and isn't equal to it."""
-    shapes = tensors.shapes()
-    if not {HEAD, embedding_name} <= shapes.keys():
+    shapes, name = tensors.shapes(), _head_of(embedding_name)
+    if not {name, embedding_name} <= shapes.keys():
         return
-    embedding, head = tensors.source(embedding_name), tensors.source(HEAD)
-    for start in range(0, shapes[HEAD][0], _ROWS):
+    embedding, head = tensors.source(embedding_name), tensors.source(name)
+    for start in range(0, shapes[name][0], _ROWS):
         part = slice(start, start + _ROWS)
         if not torch.equal(embedding[part].float(), head[part].float()):
             raise ConfigError(
-                f"config.json says tie_word_embeddings=true, and the stored {HEAD} isn't the embedding: set it to "
+                f"config.json says tie_word_embeddings=true, and the stored {name} isn't the embedding: set it to "
                 "false to use the stored head, or remove that tensor to use the embedding"
             )
 

@@ -51,13 +51,13 @@ def parameter_layouts(architecture: Architecture, padded_vocab_size: int) -> dic
     a = architecture
     vocabulary = (a.vocab_size, a.hidden_size)
     layouts: dict[str, TensorLayout] = {
-        EMBEDDING: Vocabulary("model.embed_tokens.weight", vocabulary, padded_vocab_size)
+        EMBEDDING: Vocabulary(a.prefix + "model.embed_tokens.weight", vocabulary, padded_vocab_size)
     }
     for layer in range(a.num_layers):
         layouts |= _layer_layouts(a, layer)
-    layouts["decoder.final_layernorm.weight"] = Replicated("model.norm.weight", (a.hidden_size,))
+    layouts["decoder.final_layernorm.weight"] = Replicated(a.prefix + "model.norm.weight", (a.hidden_size,))
     if not a.tied_embeddings:
-        layouts[OUTPUT_LAYER] = Vocabulary("lm_head.weight", vocabulary, padded_vocab_size)
+        layouts[OUTPUT_LAYER] = Vocabulary(a.prefix + "lm_head.weight", vocabulary, padded_vocab_size)
     return layouts
 
 
@@ -88,7 +88,7 @@ def hf_shapes(layouts: Mapping[str, TensorLayout]) -> dict[str, tuple[int, ...]]
 
 
 def _layer_layouts(a: Architecture, layer: int) -> dict[str, TensorLayout]:
-    megatron, hf, names = f"decoder.layers.{layer}.", f"model.layers.{layer}.", FAMILIES[a.family].layer
+    megatron, hf, names = f"decoder.layers.{layer}.", f"{a.prefix}model.layers.{layer}.", FAMILIES[a.family].layer
     is_mixture = a.mixture is not None and a.mixture.layers[layer]
     layouts = {megatron + "input_layernorm.weight": _norm(a, hf + names.attention_norm)}
     layouts |= (_latent_layouts if a.latent else _attention_layouts)(a, megatron + "self_attention.", hf + "self_attn.")

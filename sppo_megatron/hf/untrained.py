@@ -1,6 +1,7 @@
 """Tensors of a checkpoint that are no part of the policy: kept as they are, and written to exports.
 
 Layers that predict more than one token (DeepSeek-V3, GLM-4.5) are such: neither transformers nor the trainer runs them.
+So is what sees images in a model whose text is the policy.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ class _Chosen:
 
 
 def _is_untrained(architecture: Architecture) -> Callable[[str], bool] | None:
-    family = family_of(architecture.family)
-    if family.untrained is None:
+    family, prefix = family_of(architecture.family), re.escape(architecture.prefix)
+    patterns = [rf"(?!{prefix}).*"] if prefix else []
+    if family.untrained is not None:
+        patterns.append(prefix + family.untrained(architecture))
+    if not patterns:
         return None
-    pattern = re.compile(family.untrained(architecture))
+    pattern = re.compile("|".join(patterns))
     return lambda name: pattern.fullmatch(name) is not None
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sppo_megatron.batch.training_batch import steps_per_iteration
 from sppo_megatron.cluster.consensus import agreed, check_same_config, decided_by_first_rank
@@ -28,6 +27,7 @@ from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.evaluation.measures import Right
 from sppo_megatron.hf.hf_config import load_hf_config
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
+from sppo_megatron.hf.model_class import model_class_name
 from sppo_megatron.hf.save import save_hf_folder
 from sppo_megatron.hf.side_files import write_side_files
 from sppo_megatron.objective.registry import build_objective
@@ -194,7 +194,7 @@ def check_export(config: Config, inputs: Inputs) -> None:
 def _exported_config(config: Config, inputs: Inputs) -> Any:
     hf_config = copy.deepcopy(inputs.hf_config)
     hf_config.dtype = params_dtype(config.precision)
-    hf_config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[hf_config.model_type]]
+    hf_config.architectures = [model_class_name(hf_config.model_type)]
     return hf_config
 
 

@@ -20,7 +20,7 @@ from tests.distributed.conversion import cases as conversion
 from tests.distributed.conversion.models import CONFIGS
 from tests.distributed.layouts import cases as layouts
 from tests.distributed.layouts import test_other_layout
-from tests.distributed.layouts.models import BIASED_EXPERTS
+from tests.distributed.layouts.models import BIASED_EXPERTS, TEXT_PARTS, has_experts
 from tests.distributed.vllm import test_vllm
 
 PASSED = Path(__file__).with_name("passed_cases.json")
@@ -101,8 +101,10 @@ def table(passed: Mapping[str, list[str]]) -> str:
 def _why_not(family: str, column: str) -> str:
     """What a layout can't be, or only with another setting, for a family."""
     kinds = {model for model, make in CONFIGS.items() if make().model_type == family}
-    if column in OF_EXPERTS and not hasattr(CONFIGS[min(kinds)](), "num_experts_per_tok"):
+    if column in OF_EXPERTS and not has_experts(min(kinds)):
         return "dense"
+    if kinds & TEXT_PARTS.keys():
+        return "(2)"
     return "(1)" if column == "TP2" and kinds & set(BIASED_EXPERTS) else ""
 
 

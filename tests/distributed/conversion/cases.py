@@ -37,6 +37,7 @@ DENSE = (
     *(kind for kind in models.KINDS if kind not in models.MIXTURES),
 )
 MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", *models.MIXTURES)
+TEXT_PARTS = tuple(models.TEXT_PARTS)
 LAYOUTS = {
     "world2-tp2": {TP: 2},
     "world2-pp2-vpp2": {PP: 2, VPP: 2},
@@ -56,7 +57,7 @@ FEW_HEADS = ("qwen2", "llama-tied-one-kv-head", "mixtral")
 CASES = [
     Case(model, layout, sizes)
     for layout, sizes in LAYOUTS.items()
-    for model in (MIXTURES if EP in sizes else FEW_HEADS if layout == "world4-tp4" else DENSE + MIXTURES)
+    for model in (MIXTURES if EP in sizes else FEW_HEADS if layout == "world4-tp4" else DENSE + MIXTURES + TEXT_PARTS)
     if not (model in models.BIASED_EXPERTS and f"{layout}-etp1" in WHOLE_EXPERTS)
 ]
 CASES += [

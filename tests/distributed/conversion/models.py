@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from tests.distributed.layouts import models as layout_models
 
@@ -30,8 +30,8 @@ def make_model(kind: str, folder: Path, *, fused_experts: bool = False) -> None:
     """Every parameter random, biases and norms too, so that no two tensors agree."""
     torch.manual_seed(0)
     config = CONFIGS[kind]()
-    model = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32)
+    model = layout_models.auto_class(config).from_config(config, dtype=config.dtype or torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.2)
-    model.save_pretrained(folder, save_original_format=not fused_experts)
+    layout_models.save(model, folder, save_original_format=not fused_experts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.distributed.layouts.models import BIASED_EXPERTS, KINDS, MIXTURES
+from tests.distributed.layouts.models import BIASED_EXPERTS, KINDS, MIXTURES, TEXT_PARTS, has_experts
 from tests.distributed.layouts.reference import Settings
 
 TP, PP, VPP = (f"parallelism.{name}_model_parallel_size" for name in ("tensor", "pipeline", "virtual_pipeline"))
@@ -157,6 +157,12 @@ FAMILY_CASES += [
         "qwen3-moe": "packed unfused pp2 dp2",
     }.items()
     for layout in others.split()
+]
+
+FAMILY_CASES += [
+    _family_case(layout, kind)
+    for kind in TEXT_PARTS
+    for layout in ("packed", "tp2-sp", "pp2", *(("ep2",) if has_experts(kind) else ()))
 ]
 
 CASES = [

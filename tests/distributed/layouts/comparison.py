@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 from tests.distributed.conversion.command_lines import run_command_lines
+from tests.distributed.layouts import models as tiny_models
 from tests.distributed.layouts.reference import Result
 
 TOLERANCE = 3e-4  # relative, fp32
@@ -26,7 +26,7 @@ def assert_trained_as(want: Result, output: Path) -> None:
     found = [line["moe_aux_loss"] for line in lines if "moe_aux_loss" in line]
     assert found == pytest.approx(want.aux_losses, rel=TOLERANCE)
 
-    model, info = AutoModelForCausalLM.from_pretrained(output / "hf", dtype=torch.float32, output_loading_info=True)
+    model, info = tiny_models.load_model(output / "hf", output_loading_info=True)
     assert not any(info.values()), info
     final = model.state_dict()
     assert final.keys() == want.final.keys()

@@ -8,14 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     DeepseekV3Config,
     Gemma3TextConfig,
     Glm4MoeConfig,
     GptOssConfig,
+    Kimi_K25Config,
     LlamaConfig,
     Ministral3Config,
+    Mistral3Config,
     MistralConfig,
     MixtralConfig,
     Qwen2Config,
@@ -63,6 +68,14 @@ _SIGMOID_EXPERTS = {
     "n_shared_experts": 2,
     "routed_scaling_factor": 1.5,
     "num_nextn_predict_layers": 0,
+}
+_TINY_VISION = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "image_size": 16,
+    "patch_size": 8,
 }
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "tie_word_embeddings": False}
 CONFIGS = {
@@ -112,6 +125,17 @@ CONFIGS = {
         swiglu_limit=1.5,  # small enough to be met
         rope_parameters=_YARN | {"truncate": False, "beta_slow": 1.0},  # vLLM asks for it
     ),
+    "mistral3": lambda: Mistral3Config(
+        text_config=CONFIGS["ministral3"]().to_dict(),
+        vision_config={"model_type": "pixtral", "head_dim": 8, **_TINY_VISION},
+        tie_word_embeddings=False,
+    ),
+    "kimi-k25": lambda: Kimi_K25Config(
+        text_config=CONFIGS["deepseek-v3"]().to_dict(),
+        vision_config=_TINY_VISION,
+        projection_hidden_size=8,
+        tie_word_embeddings=False,
+    ),
     "mixtral": lambda: MixtralConfig(**_SHAPE, num_local_experts=4, num_experts_per_tok=2),
     "qwen2-moe": lambda: Qwen2MoeConfig(
         **_SHAPE, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=40, mlp_only_layers=[1]
@@ -132,10 +156,28 @@ KINDS = (
     "deepseek-v3",
     "gpt-oss",
 )
-MIXTURES = tuple(kind for kind in KINDS if hasattr(CONFIGS[kind](), "num_experts_per_tok"))
+# Models whose text is another family's: they go through a few layouts.
+TEXT_PARTS = {"mistral3": "ministral3", "kimi-k25": "deepseek-v3"}
+
+
+def has_experts(kind: str) -> bool:
+    return hasattr(CONFIGS[kind]().get_text_config(), "num_experts_per_tok")
+
+
+MIXTURES = tuple(kind for kind in KINDS if has_experts(kind))
 
 BIASED_EXPERTS = ("gpt-oss",)  # which Megatron-Core can't cut over ranks
 SCALED_AND_TIED = ("gemma3",)
+
+
+def auto_class(config: Any) -> Any:
+    return AutoModelForImageTextToText if hasattr(config, "text_config") else AutoModelForCausalLM
+
+
+def load_model(folder: Path, **arguments: Any) -> Any:
+    """What `from_pretrained` returns, in fp32."""
+    cls = auto_class(AutoConfig.from_pretrained(folder))
+    return cls.from_pretrained(folder, dtype=torch.float32, **arguments)
 
 
 def make_model(kind: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
@@ -145,8 +187,8 @@ def make_model(kind: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
     """
     torch.manual_seed(seed)
     config = CONFIGS[kind]()
-    config.update(sizes)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config.get_text_config().update(sizes)
+    model = auto_class(config).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -158,8 +200,17 @@ def make_model(kind: str, folder: Path, seed: int = 0, **sizes: Any) -> Path:
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
-    model.save_pretrained(folder)
+    save(model, folder)
     return folder
+
+
+def save(model: Any, folder: Path, **arguments: Any) -> None:
+    """As `save_pretrained`, by published names: transformers 5.19 calls a Kimi-K2.5's text layers `blocks`."""
+    model.save_pretrained(folder, **arguments)
+    file = folder / "model.safetensors"
+    tensors = {name.replace("model.blocks.", "model.layers."): tensor for name, tensor in load_file(file).items()}
+    if model.config.model_type == "kimi_k25":
+        save_file(tensors, file, metadata={"format": "pt"})
 
 
 def write_rollouts(path: Path, num_groups: int = 6, samples: int = 4, seed: int = 0) -> Path:

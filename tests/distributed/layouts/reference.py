@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+from tests.distributed.layouts import models
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,12 @@ class Result:
 
 def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     """Trains in fp32 with sums of log-probs in float64."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    ref_model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    model = models.load_model(model_folder).eval()
+    ref_model = models.load_model(model_folder).eval()
     opponent = None
     if settings.opponent:
         folder = model_folder.parent / settings.opponent[0]
-        opponent = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        opponent = models.load_model(folder).eval()
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     named = list(model.named_parameters())
     optimizer = torch.optim.AdamW(
