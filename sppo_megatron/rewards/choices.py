@@ -20,8 +20,7 @@ KEY = "reward.key"
 def check_choices(config: Config, generates: bool) -> Iterator[str]:
     """What is wrong with the rewards that sources choose, one message each. generates: whether
     training prompts are answered."""
-    evaluated = evaluation_sources(config.data)
-    sources = [*(training_sources(config.data) if generates else []), *evaluated]
+    sources = [*(training_sources(config.data) if generates else []), *evaluation_sources(config.data)]
     reward = with_rewards_of_sources(config.reward, config.data)
     if not reward.named:
         for source in sources:
@@ -41,10 +40,6 @@ def check_choices(config: Config, generates: bool) -> Iterator[str]:
             continue
         with suppress(ValueError):  # which `check_sources` tells
             yield from (f"{source.key}: {problem}" for problem in _problems(reward, _of_source(source)))
-    compare = {name: _compares(reward, name) for name in reward.named}
-    if evaluated and len(set(compare.values())) > 1:
-        both = (", ".join(name for name in compare if compare[name] == value) for value in (True, False))
-        yield "an evaluation can't have rewards that compare responses ({}) and others that don't ({})".format(*both)
 
 
 def prompt_reader(reward: RewardConfig, source: Source | None = None) -> Callable[[Prompt], Prompt]:

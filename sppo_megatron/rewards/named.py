@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sppo_megatron.config.named_rewards import choice_of
 from sppo_megatron.data.records import MISSING, column
+from sppo_megatron.errors import ConfigError
 from sppo_megatron.rewards.mixture import weighted_sum
 from sppo_megatron.rewards.scorer import Outcome, Scorer, total, with_rewards
 from sppo_megatron.types import Group, Prompt
@@ -55,6 +56,18 @@ class NamedRewards:
         self.metrics = total(metrics)
         return [self._together(*of_group) for of_group in zip(groups, weights, parts, strict=True)]
 
+    def of_prompts(self, prompts: Sequence[Prompt]) -> NamedRewards:
+        """With what these prompts name alone. Raises ConfigError if some of it compares responses and other doesn't."""
+        names = {name for prompt in prompts for name in self._weights(prompt)}
+        chosen = {name: scorer for name, scorer in self._scorers.items() if name in names}
+        if len({scorer.gives_preferences for scorer in chosen.values()}) > 1:
+            compare = [name for name, scorer in chosen.items() if scorer.gives_preferences]
+            raise ConfigError(
+                f"an evaluation can't have rewards that compare responses ({', '.join(compare)}) and others that don't "
+                f"({', '.join(name for name in chosen if name not in compare)}): give it prompts of one sort"
+            )
+        return NamedRewards(chosen, self._key)
+
     def close(self) -> None:
         for scorer in self._scorers.values():
             scorer.close()
@@ -73,6 +86,11 @@ class NamedRewards:
         if len(parts) == 1 and next(iter(parts.values())).preference is not None:
             return next(iter(parts.values()))
         return weighted_sum(group, list(weights.items()), [parts[n] for n in weights])
+
+
+def scorer_of(prompts: Sequence[Prompt], scorer: Scorer) -> Scorer:
+    """The scorer; of named rewards those that the prompts name, see `of_prompts`."""
+    return scorer.of_prompts(prompts) if prompts and isinstance(scorer, NamedRewards) else scorer
 
 
 def _sums(name: str, scored: Sequence[Group]) -> dict[str, float]:

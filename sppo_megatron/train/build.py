@@ -255,7 +255,7 @@ def _evaluator(config: Config, parts: Parts, folder: Path | None) -> Evaluator |
     if not inputs.eval_prompts:
         return None
     collector = build_collector(config, inputs, parts.engine, for_evaluation=True)
-    return Evaluator(collector, inputs.scorer, inputs.eval_prompts, folder, right=Right(config.eval.right_reward))
+    return Evaluator(collector, inputs.eval_scorer, inputs.eval_prompts, folder, right=Right(config.eval.right_reward))
 
 
 def _digests(inputs: Inputs) -> dict[str, str]:

@@ -28,6 +28,7 @@ from sppo_megatron.hf.tokenizer import decoder, load_tokenizer
 from sppo_megatron.hf.untrained import untrained_names, untrained_tensors
 from sppo_megatron.policy.model.mapped import MappedModel
 from sppo_megatron.rewards.choices import prompt_reader
+from sppo_megatron.rewards.named import scorer_of
 from sppo_megatron.rewards.registry import build_scorer
 from sppo_megatron.rewards.scorer import Scorer
 from sppo_megatron.rewards.text import Decode
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 class Inputs:
     """stored: groups that were made before; None if an engine samples. model: its weights are read when asked for.
 
-    stop_token_ids: what ends a response.
+    stop_token_ids: what ends a response. eval_scorer: of the evaluation's prompts; `scorer` closes it.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Inputs:
     eval_prompts: list[Prompt]
     stored: StoredGroups | None
     scorer: Scorer
+    eval_scorer: Scorer
     stop_token_ids: frozenset[int]
 
     def untrained_tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -90,6 +92,7 @@ def read_inputs(config: Config) -> Inputs:
     stored = kind.open(config, tokenizer) if kind is not None else None
     trained = [] if stored else training_sources(config.data)
     loaded = _load([*trained, *evaluation_sources(config.data)], config, tokenizer, reward, scorer.needs_answer)
+    eval_prompts = [prompt for each in loaded[len(trained) :] for prompt in each.prompts]
     inputs = Inputs(
         folder=folder,
         hf_config=hf_config,
@@ -97,9 +100,10 @@ def read_inputs(config: Config) -> Inputs:
         tokenizer=tokenizer,
         decode=decode,
         sources=stored.sources if stored else loaded[: len(trained)],
-        eval_prompts=[prompt for each in loaded[len(trained) :] for prompt in each.prompts],
+        eval_prompts=eval_prompts,
         stored=stored,
         scorer=scorer,
+        eval_scorer=scorer_of(eval_prompts, scorer),
         stop_token_ids=stop_token_ids(hf_config, load_generation_config(folder), tokenizer)
         | frozenset(config.rollout.stop_token_ids),
     )

@@ -86,8 +86,8 @@ def _answers(job: Job, config: Config, inputs: Inputs) -> list[Group]:
         def answer(batch: int) -> tuple[list[Group], dict[str, float]]:
             items = batches.items(batch)
             groups = collector.collect(prompts[items.start : items.stop], 0, first_place=items.start)
-            if not inputs.scorer.gives_preferences:
-                groups = score_batch(inputs.scorer, groups, config.reward.max_failed_share)
+            if not inputs.eval_scorer.gives_preferences:
+                groups = score_batch(inputs.eval_scorer, groups, config.reward.max_failed_share)
             return groups, {}
 
         writer.write(answer)
@@ -108,13 +108,13 @@ def _opponents(job: Job, inputs: Inputs) -> list[Group]:
             f"--against {job.against} has another number of answers to a prompt than eval.num_samples_per_prompt={n}: "
             "give as many, or one that all are compared with"
         )
-    if not inputs.scorer.gives_preferences and any(r.reward is None for group in found for r in group.responses):
+    if not inputs.eval_scorer.gives_preferences and any(r.reward is None for group in found for r in group.responses):
         raise ConfigError(f"--against {job.against} is not scored: score it with the same reward (sppo score) first")
     return found
 
 
 def _measure(job: Job, inputs: Inputs, groups: list[Group], opponents: list[Group] | None) -> Result:
-    scorer: Scorer = inputs.scorer
+    scorer: Scorer = inputs.eval_scorer
     rates = None
     if opponents is not None:
         rates, errors = rates_against(scorer, groups, opponents)

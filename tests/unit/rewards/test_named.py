@@ -16,6 +16,7 @@ from sppo_megatron.data.sources import load_sources
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.rewards.choices import check_choices, prompt_reader
+from sppo_megatron.rewards.named import scorer_of
 from sppo_megatron.rewards.registry import build_scorer, check_reward
 from sppo_megatron.rewards.scorer import ScoringError, score_over_ranks, with_means
 from sppo_megatron.types import Group, Prompt, Response
@@ -87,9 +88,24 @@ def test_preferences_and_rewards_of_each_in_one_run(tmp_path, monkeypatch):
     config.objective.reward = "reward"
     [said] = check_reward(config, True)
     assert "reward.kind=pairwise_function gives preferences" in said
-    config.objective.reward, config.data.eval_path = "win_rate", str(tmp_path)
-    [said] = check_choices(config, True)
-    assert "compare responses (style) and others that don't (exact, share)" in said
+
+
+def test_an_evaluation_has_the_scorers_that_its_prompts_name():
+    named = {"style": {"kind": "pairwise_function", "function": f"{__name__}:longer_wins"}, **NAMED}
+    scorer = build_scorer(RewardConfig(kind="named", named=named, key="which"))
+    style, exact, other = (make_group(rewards, "a").prompt for rewards in ({"style": 1}, {"exact": 1}, {"exact": 1}))
+    assert not scorer.gives_preferences and scorer_of([], scorer) is scorer
+    assert scorer_of([style], scorer).gives_preferences
+    assert not scorer_of([exact, other], scorer).gives_preferences
+    with pytest.raises(ConfigError, match=r"compare responses \(style\) and others that don't \(exact\)"):
+        scorer_of([style, exact], scorer)
+    plain = build_scorer(RewardConfig())
+    assert scorer_of([style], plain) is plain
+
+
+def longer_wins(prompt, first, second):
+    """A preference that can be imported."""
+    return float(len(first) > len(second))
 
 
 def source(name, **entry):
