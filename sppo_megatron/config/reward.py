@@ -122,6 +122,9 @@ class RewardConfig:
     key: NextIteration[str | None] = None
     """Column of a record that says which named reward scores its responses: a name, or [{name: ..., weight: ...}, ...];
     before what the record's source says."""
+    opponents: NextIteration[UserPath | None] = None
+    """Rollout file with answers to the same prompts, of an earlier policy or a fixed set: the reward of a response is
+    then how often it beats them, and no more a preference within its group; null = none."""
     overlap: NextIteration[str | None] = None
     """Draws the preference of responses that mean the same to a tie: same_answer, if they end on the same answer, or
     `module:name` of f(prompt, first, second) -> how far they mean the same, in [0, 1]; null = no."""

@@ -11,7 +11,7 @@ from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.config.named_rewards import choice_of, named_reward
 from sppo_megatron.config.sources import Source, evaluation_sources, training_sources, with_rewards_of_sources
 from sppo_megatron.rewards.named import recorded_choice
-from sppo_megatron.rewards.registry import check_answer, check_scorer, kind_of, parts_of
+from sppo_megatron.rewards.registry import check_answer, check_scorer, compares, kind_of, parts_of
 from sppo_megatron.types import Prompt
 
 KEY = "reward.key"
@@ -97,4 +97,4 @@ def _problems(reward: RewardConfig, chosen: Mapping[str, float]) -> Iterator[str
 
 
 def _compares(reward: RewardConfig, name: str) -> bool:
-    return any(kind_of(part).gives_preferences for part in parts_of(named_reward(reward, name)))
+    return any(compares(part) for part in parts_of(named_reward(reward, name)))

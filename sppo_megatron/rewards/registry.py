@@ -151,11 +151,22 @@ def build_scorer(reward: RewardConfig, decode: Decode | None = None) -> Scorer:
     for problem in _not_together(reward):
         raise ConfigError(problem)
     scorer = kind.build(reward, decode)
-    if reward.overlap is None or reward.named or not scorer.gives_preferences:
+    if reward.named or not scorer.gives_preferences:
         return scorer
-    from sppo_megatron.rewards.overlap import Gated, find_overlap
+    if reward.overlap is not None:
+        from sppo_megatron.rewards.overlap import Gated, find_overlap
 
-    return Gated(scorer, find_overlap(reward.overlap), decode)
+        scorer = Gated(scorer, find_overlap(reward.overlap), decode)
+    if reward.opponents is not None:
+        from sppo_megatron.rewards.opponents import AgainstPool, read_pool
+
+        scorer = AgainstPool(scorer, read_pool(reward.opponents, decode), decode)
+    return scorer
+
+
+def compares(reward: RewardConfig) -> bool:
+    """Whether it compares the responses of a group with each other, and gives no number of each by itself."""
+    return kind_of(reward).gives_preferences and reward.opponents is None
 
 
 def check_answer(reward: RewardConfig, answer: str) -> None:
@@ -186,20 +197,24 @@ def check_reward(config: Config, generates: bool) -> Iterator[str]:
     kind = REWARDS.get(reward.kind)
     if kind is None:
         return
-    kinds = [kind] if problems else [kind_of(part) for part in parts_of(reward)]
-    compares = next((each for each in kinds if each.gives_preferences), None)
-    if compares and objective.reward != "win_rate":
+    parts = [reward] if problems else parts_of(reward)
+    within = next((kind_of(part) for part in parts if compares(part)), None)
+    if within and objective.reward != "win_rate":
         yield (
-            f"reward.kind={compares.name} gives preferences between responses: set objective.reward=win_rate, "
+            f"reward.kind={within.name} gives preferences between responses: set objective.reward=win_rate, "
             "as objective=sppo_win_rate does"
         )
-    if reward.overlap is not None and not compares:
-        yield f"reward.overlap is of preferences, and reward.kind={kind.name} gives none: set it to null"
+    for key in ("overlap", "opponents"):
+        if getattr(reward, key) is not None and not any(kind_of(part).gives_preferences for part in parts):
+            yield (
+                f"reward.{key} is for rewards that compare responses, and reward.kind={kind.name} doesn't: "
+                "set it to null"
+            )
     if kind.for_humans and not learns_from_humans(objective):
         yield f"reward.kind={kind.name} is for objective.pairwise=spin, whose winners are given: choose a reward"
     k = config.rollout.num_samples_per_prompt
-    if compares and generates and k < 2:
-        yield f"reward.kind={compares.name} compares responses: rollout.num_samples_per_prompt={k} must be at least 2"
+    if within and generates and k < 2:
+        yield f"reward.kind={within.name} compares responses: rollout.num_samples_per_prompt={k} must be at least 2"
     if objective.length_reward_weight and not problems and not _says_correct(reward):
         yield (
             f"objective.length_reward_weight={objective.length_reward_weight:g} needs to know which responses are "

@@ -19,7 +19,7 @@ from sppo_megatron.engines.megatron import MEGATRON
 from sppo_megatron.engines.registry import ENGINES
 from sppo_megatron.errors import ConfigError, raise_problems
 from sppo_megatron.rewards.choices import check_choices
-from sppo_megatron.rewards.registry import REWARDS, check_reward, check_scorer
+from sppo_megatron.rewards.registry import REWARDS, check_reward, check_scorer, compares
 
 if TYPE_CHECKING:
     from sppo_megatron.data.sources import LoadedSource
@@ -177,7 +177,7 @@ def check_evaluating(config: Config, world_size: int, *, has_opponents: bool) ->
     reward = with_rewards_of_sources(config.reward, config.data)
     problems = [*_problems_of_sampling(config, world_size), *check_scorer(reward), *check_choices(config, False)]
     kind = REWARDS.get(reward.kind)
-    if kind is not None and kind.gives_preferences and not has_opponents:
+    if kind is not None and compares(reward) and not has_opponents:
         problems.append(f"reward.kind={kind.name} compares answers: give others to the same prompts (--against FILE)")
     if kind is not None and kind.for_humans:
         problems.append(f"reward.kind={kind.name} scores nothing: choose a reward")

@@ -79,7 +79,11 @@ def scoring_settings(config: Config, source: Path) -> dict[str, Any]:
 def reward_settings(config: Config) -> dict[str, Any]:
     """What decides the score of a response."""
     reward = with_rewards_of_sources(config.reward, config.data)
-    paths = [path for part in parts_of(reward) for path in (part.judge.template, part.model.template, part.model.path)]
+    paths = [
+        path
+        for part in parts_of(reward)
+        for path in (part.opponents, part.judge.template, part.model.template, part.model.path)
+    ]
     return {"reward": _identity(reward), "reward files": [_path_digest(path) for path in paths]}
 
 

@@ -100,4 +100,4 @@ def test_what_is_refused():
     with pytest.raises(ConfigError, match=r"reward.overlap='nearly' is not known: choose same_answer, or module:name"):
         build_scorer(replace(JUDGE, overlap="nearly"))
     config, _ = compose_config(["model.hf_path=org/model", "reward=numeric", "reward.overlap=same_answer"])
-    assert any("reward.overlap is of preferences" in problem for problem in check_reward(config, True))
+    assert any("reward.overlap is for rewards that compare" in problem for problem in check_reward(config, True))
