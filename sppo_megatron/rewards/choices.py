@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 from sppo_megatron.config import Config, RewardConfig
 from sppo_megatron.config.named_rewards import choice_of, named_reward
@@ -56,27 +57,30 @@ def prompt_reader(reward: RewardConfig, source: Source | None = None) -> Callabl
 
     def choose(prompt: Prompt) -> Prompt:
         chosen = _chosen(reward, source, prompt)
-        for part in (part for name in chosen for part in parts_of(named[name])):
+        for part in parts(tuple(chosen.items())):
             if prompt.answer is not None:
                 kind_of(part).check_answer(prompt.answer)
             elif kind_of(part).needs_answer:
                 raise ValueError(f"no answer (data.answer_key), which its reward {part.kind} compares responses with")
         return replace(prompt, rewards=chosen)
 
-    named = {name: named_reward(reward, name) for name in reward.named}
-    return choose if named else accept
+    @cache  # a million prompts make few choices
+    def parts(chosen: tuple[tuple[str, float], ...]) -> list[RewardConfig]:
+        for problem in _problems(reward, dict(chosen)):
+            raise ValueError(f"{reward.key!r} ({KEY}): {problem}")
+        return [part for name, _ in chosen for part in parts_of(named_reward(reward, name))]
+
+    return choose if reward.named else accept
 
 
 def _chosen(reward: RewardConfig, source: Source | None, prompt: Prompt) -> dict[str, float]:
-    """What the record says, else what its source does. Raises ValueError."""
+    """What the record says, else what its source does. Raises ValueError for no choice."""
     try:
         chosen = recorded_choice(prompt, reward.key) or prompt.rewards
-        if chosen:
-            for problem in _problems(reward, chosen):
-                raise ValueError(problem)
-            return dict(chosen)
     except ValueError as error:
         raise ValueError(f"{reward.key!r} ({KEY}): {error}") from None
+    if chosen:
+        return dict(chosen)
     if source is None or source.reward is None:
         raise ValueError(f"no key {reward.key!r} ({KEY}); the keys beside prompt and answer are {sorted(prompt.extra)}")
     return _of_source(source)
