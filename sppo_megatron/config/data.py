@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from sppo_megatron.config.keys import AtLeastOne, Fixed, Free, NextIteration, Positive, UserPath
 
@@ -27,6 +29,9 @@ class DataConfig:
     are those of data unless given."""
     eval_sources: Free[list[dict[str, Any]]] = field(default_factory=list)
     "Instead of eval_path: the same entries, without weights. Each has its metrics, as eval_reward_mean/NAME."
+    adaptive: NextIteration[Annotated[int, Interval(ge=0, le=16)]] = 0
+    """Pass over a prompt whose last c groups had no spread of rewards, being always solved or never, for 2^c − 1 of its
+    turns, c at most this; 0 = never."""
     train_split: Fixed[str | None] = None
     "Which split of data that has several; null = train."
     eval_split: Free[str | None] = None

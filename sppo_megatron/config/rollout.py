@@ -148,6 +148,10 @@ def _check_filter(config: Config, generates: bool) -> Iterator[str]:
         yield "rollout.filter=degenerate looks at rewards, which objective.pairwise=spin has none of: set it to null"
     if r.filter == "degenerate" and generates and r.num_samples_per_prompt < 2:
         yield "rollout.filter=degenerate compares a group's rewards: rollout.num_samples_per_prompt must be at least 2"
+    if config.data.adaptive and (not generates or learns_from_humans(config.objective)):
+        yield "data.adaptive looks at the rewards of responses that are sampled, and there are none: set it to 0"
+    if config.data.adaptive and generates and r.num_samples_per_prompt < 2:
+        yield "data.adaptive compares a group's rewards: rollout.num_samples_per_prompt must be at least 2"
     given = [key for key in ("max_rounds", "oversample") if getattr(r, key) != getattr(RolloutConfig, key)]
     if given and (r.filter is None or not generates):
         names = " and ".join(f"rollout.{key}" for key in given)

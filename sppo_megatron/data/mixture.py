@@ -73,7 +73,7 @@ class PromptMixture:
             name = choose(self._shares, self._counts)
             self._drawn.append((name, self._shares, self._counts))
             self._counts = {**self._counts, name: self._counts[name] + 1}
-            prompts += self._streams[name].stream.next(1)
+            prompts += self._streams[name].stream.next(1, iteration)
         if not prompts:
             raise ConfigError(
                 f"iteration {iteration}: data.sources has no prompt left: give a source repeat: true or another weight"
@@ -86,16 +86,25 @@ class PromptMixture:
             name, self._shares, self._counts = self._drawn.pop()
             self._streams[name].stream.give_back(1)
 
+    @property
+    def waiting(self) -> int:
+        """Prompts that will be passed over when their turn comes."""
+        return sum(each.stream.waiting for each in self._streams.values())
+
+    def note(self, prompt: Prompt, taught: bool) -> None:
+        """See AdaptiveStream: for the prompt's own source."""
+        self._streams[str(prompt.source)].stream.note(prompt, taught)
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            "positions": {name: each.stream.position for name, each in self._streams.items()},
+            "streams": {name: each.stream.state_dict() for name, each in self._streams.items()},
             "shares": {name: str(share) for name, share in self._shares.items()},
             "counts": self._counts,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name, each in self._streams.items():
-            each.stream.load_state_dict({"position": state["positions"].get(name, 0)})
+            each.stream.load_state_dict(state["streams"].get(name, {"position": 0}))
         self._shares = {name: Fraction(share) for name, share in state["shares"].items()}
         self._counts = {name: int(count) for name, count in state["counts"].items()}
         self._drawn = []

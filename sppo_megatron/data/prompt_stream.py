@@ -58,6 +58,14 @@ class PromptStream:
         """The last `count` prompts were not needed and are the next ones."""
         self.position -= count
 
+    @property
+    def waiting(self) -> int:
+        """Prompts that will be passed over when their turn comes: none."""
+        return 0
+
+    def note(self, prompt: Prompt, taught: bool) -> None:
+        """Of a group of this prompt, whether its responses differed: here nothing follows from it."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sppo_megatron.config.sources import Source
+from sppo_megatron.data.adaptive_stream import AdaptiveStream
 from sppo_megatron.data.human_response import drop_long_responses
 from sppo_megatron.data.mixture import PromptMixture, WeightedStream
 from sppo_megatron.data.prompt_stream import PromptStream
@@ -72,19 +74,20 @@ def _split_key(source: Source) -> str:
 
 
 def build_stream(
-    sources: Sequence[LoadedSource], prompts_per_iteration: int, seed: int, shuffle: bool
+    sources: Sequence[LoadedSource], prompts_per_iteration: int, seed: int, shuffle: bool, adaptive: int = 0
 ) -> PromptStream | PromptMixture:
     """Of the only source, or of several by their weights. A source's order depends on its name and not on the others.
 
-    Raises ConfigError as PromptStream does.
+    adaptive: see AdaptiveStream; 0 passes over no prompt. Raises ConfigError as PromptStream does.
     """
+    kind = partial(AdaptiveStream, most=adaptive) if adaptive else PromptStream
     if len(sources) == 1 and sources[0].source.name is None:
-        return PromptStream(sources[0].prompts, prompts_per_iteration, seed, shuffle)
+        return kind(sources[0].prompts, prompts_per_iteration, seed, shuffle)
     streams = []
     for each in sources:
         name = str(each.source.name)
         own_seed = int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "little")
-        stream = PromptStream(each.prompts, 1, own_seed, shuffle, each.source.repeat)
+        stream = kind(each.prompts, 1, own_seed, shuffle, each.source.repeat)
         streams.append(WeightedStream(name, stream, each.source.weights))
     return PromptMixture(streams)
 

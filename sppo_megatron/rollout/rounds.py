@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sppo_megatron.rewards.scorer import Scorer, check_failures, score_over_ranks, total, with_means
+from sppo_megatron.rollout.adaptive import Lessons
 from sppo_megatron.rollout.filter import GroupFilter
 from sppo_megatron.rollout.source import GroupSource, SourceState
 from sppo_megatron.types import Group, num_tokens
@@ -23,7 +24,8 @@ class Rounds:
 
     scorer: None if the source's groups have their scores. keeps: None trains on every group.
     size: groups of an iteration, None for as many as the source's first round keeps. max_rounds: of one iteration.
-    oversample: groups that a further round asks for, for each one that is missing.
+    oversample: groups that a further round asks for, for each one that is missing. lessons: are told every group that
+    was taken or left out.
 
     The groups taken are the first that teach, by their place and not by when they arrived. Prompts behind the last one
     taken go back and are the next ones: each prompt is trained on or left out for a reason, and none is skipped.
@@ -36,6 +38,7 @@ class Rounds:
     size: int | None = None
     max_rounds: int = 1
     oversample: float = 1.0
+    lessons: Lessons | None = None
 
     def next(self, iteration: int) -> tuple[list[Group], dict[str, float]]:
         """The groups of `iteration`, from 0, and what is logged of them; fewer than `size` if the rounds are over.
@@ -45,8 +48,13 @@ class Rounds:
         made = _Made()
         groups = made.timed("rollout", lambda: self.source.next(iteration))
         if self.keeps is None:
+            if self.lessons is None:
+                self.source.begin(iteration + 1)  # which is sampled while these are scored
+                return self._scored(groups, made), made.metrics()
+            scored = self._scored(groups, made)
+            waiting = self._learn(scored)
             self.source.begin(iteration + 1)
-            return self._scored(groups, made), made.metrics()
+            return scored, made.metrics() | waiting
         places = self._kept(groups, made, 0)
         missing = 0 if self.size is None else self.size - len(places)
         while missing > 0 and made.rounds < self.max_rounds:
@@ -62,8 +70,9 @@ class Rounds:
         taken = places[: self.size]
         surplus = 0 if self.size is None or missing > 0 else len(made.groups) - taken[-1] - 1
         self.source.give_back(surplus)
+        metrics = made.filter_metrics(len(taken), surplus) | self._learn(made.groups[: len(made.groups) - surplus])
         self.source.begin(iteration + 1)
-        return [made.groups[place] for place in taken], made.metrics() | made.filter_metrics(len(taken), surplus)
+        return [made.groups[place] for place in taken], made.metrics() | metrics
 
     def settle(self) -> None:
         """See GroupSource."""
@@ -76,6 +85,13 @@ class Rounds:
     def load_state(self, state: SourceState) -> None:
         """See GroupSource."""
         self.source.load_state(state)
+
+    def _learn(self, groups: list[Group]) -> dict[str, float]:
+        """How many prompts wait from now on."""
+        if self.lessons is None:
+            return {}
+        self.lessons.note(groups)
+        return {"prompts_waiting": float(self.lessons.waiting)}
 
     def _kept(self, groups: list[Group], made: _Made, place: int) -> list[int]:
         """The places of those that teach. place: of the first group in the iteration."""

@@ -79,7 +79,12 @@ class GroupSource(Protocol):
 
 
 class Prompts(Protocol):
-    """What prompts are drawn from: `PromptStream`, `PromptMixture`."""
+    """What prompts are drawn from: `PromptStream`, `AdaptiveStream`, `PromptMixture`."""
+
+    @property
+    def waiting(self) -> int: ...
+
+    def note(self, prompt: Prompt, taught: bool) -> None: ...
 
     def next(self, count: int, iteration: int) -> list[Prompt]: ...
 

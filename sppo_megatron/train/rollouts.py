@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from sppo_megatron.config import Config
 from sppo_megatron.data.mixture import PromptMixture
@@ -15,12 +16,13 @@ from sppo_megatron.engines.megatron import TokenGenerator
 from sppo_megatron.engines.probe import BOUNDS, WeightProbe
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.objective.base import Objective
+from sppo_megatron.rollout.adaptive import Lessons
 from sppo_megatron.rollout.ahead import GroupsAhead
 from sppo_megatron.rollout.collector import Collector
-from sppo_megatron.rollout.filter import build_filter
+from sppo_megatron.rollout.filter import build_filter, has_spread
 from sppo_megatron.rollout.registry import engine_kind
 from sppo_megatron.rollout.rounds import Rounds
-from sppo_megatron.rollout.source import GroupSource, SampledGroups
+from sppo_megatron.rollout.source import GroupSource, Prompts, SampledGroups
 from sppo_megatron.train.inputs import Inputs
 from sppo_megatron.types import SamplingParams
 
@@ -55,11 +57,8 @@ def build_collector(config: Config, inputs: Inputs, engine: Engine, for_evaluati
     )
 
 
-def build_source(config: Config, inputs: Inputs, engine: Engine) -> GroupSource:
-    """Where the groups of the iterations come from. Raises ConfigError, the same on every rank."""
-    if inputs.stored is not None:
-        return inputs.stored
-    stream = prompt_stream(config, inputs)
+def build_source(config: Config, inputs: Inputs, engine: Engine, stream: Prompts) -> GroupSource:
+    """Where the groups of the iterations come from if they are sampled. stream: what prompts are drawn from."""
     assert config.train.prompts_per_iteration is not None, "checked"
     first_count = math.ceil(config.rollout.oversample * config.train.prompts_per_iteration)
     sampled = SampledGroups(build_collector(config, inputs, engine, for_evaluation=False), stream, first_count)
@@ -71,20 +70,26 @@ def prompt_stream(config: Config, inputs: Inputs) -> PromptStream | PromptMixtur
     train = config.train
     assert train.prompts_per_iteration is not None, "checked"
     check_enough(inputs.sources, train.iterations * train.prompts_per_iteration)
-    return build_stream(inputs.sources, train.prompts_per_iteration, train.seed, train.shuffle)
+    return build_stream(inputs.sources, train.prompts_per_iteration, train.seed, train.shuffle, config.data.adaptive)
 
 
 def build_rounds(config: Config, inputs: Inputs, engine: Engine, objective: Objective) -> Rounds:
     """What makes the iterations' groups. Raises ConfigError, the same on every rank."""
-    r, is_stored = config.rollout, inputs.stored is not None
+    r, keeps = config.rollout, build_filter(config.rollout.filter, objective, config.rollout.min_spread)
+    share = config.reward.max_failed_share
+    if inputs.stored is not None:
+        return Rounds(inputs.stored, inputs.scorer if r.rescore else None, share, keeps)
+    stream = prompt_stream(config, inputs)
+    teach = partial(has_spread, objective=objective, min_spread=r.min_spread)
     return Rounds(
-        build_source(config, inputs, engine),
-        None if is_stored and not r.rescore else inputs.scorer,
-        config.reward.max_failed_share,
-        build_filter(r.filter, objective, r.min_spread),
-        None if is_stored else config.train.prompts_per_iteration,
+        build_source(config, inputs, engine, stream),
+        inputs.scorer,
+        share,
+        keeps,
+        config.train.prompts_per_iteration,
         r.max_rounds,
         r.oversample,
+        Lessons(stream, teach) if config.data.adaptive else None,
     )
 
 

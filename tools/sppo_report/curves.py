@@ -13,7 +13,7 @@ MAX_POINTS = 2000
 # Every step of an iteration repeats these, though they hold for the iteration as a whole.
 PER_ITERATION = re.compile(
     r"(entropy|degenerate_group_share|reward_errors|reward_mean_sampled)$"
-    r"|(seconds|mismatch|sync|probe|fp8|rollout_tokens|rollout_rounds|groups)"
+    r"|(seconds|mismatch|sync|probe|fp8|rollout_tokens|rollout_rounds|groups|prompts_waiting)"
 )
 SECONDS, SECONDS_TRAIN = "seconds_", "seconds_train"
 # Measures of s. At the first step of an iteration θ is still θ_t, so there they say nothing.

@@ -297,6 +297,14 @@ PANELS = (
     ),
     Panel(
         "Responses",
+        "Prompts that wait",
+        ("prompts_waiting",),
+        "With data.adaptive: prompts that taught nothing and will be passed over when their turn comes.",
+        "prompts",
+        advice="If nearly all of them wait, the data is too easy or too hard for this policy: choose other prompts.",
+    ),
+    Panel(
+        "Responses",
         "Rounds",
         ("rollout_rounds",),
         "How often prompts were drawn for one iteration.",

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sppo_megatron.data.adaptive_stream import AdaptiveStream
 from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.errors import ConfigError, TrainingError
 from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.rewards.scorer import Outcome, ScoringError, with_rewards
+from sppo_megatron.rollout.adaptive import Lessons
 from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.rollout.filter import build_filter, has_spread
 from sppo_megatron.rollout.rounds import Rounds
@@ -169,3 +171,44 @@ def test_a_function_of_ones_own(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"rollout.filter='own_filter:nothing': 'own_filter' has no 'nothing'"):
         build_filter("own_filter:nothing", objective, 0.0)
     assert build_filter(None, objective, 0.0) is None
+
+
+def adaptive_rounds(keeps: bool, oversample: float = 1.0):
+    collector, _ = make_parts()
+    stream = AdaptiveStream(PROMPTS, SIZE, seed=2, most=3)
+    source = SampledGroups(collector, stream, first_count=int(np.ceil(oversample * SIZE)))
+    objective = build_objective({"eta": 1.0})
+
+    def teach(groups):
+        return has_spread(groups, objective, 0.0)
+
+    lessons = Lessons(stream, teach)
+    return Rounds(source, Scorer(), 0.2, teach if keeps else None, SIZE, 50, oversample, lessons), stream
+
+
+@pytest.mark.parametrize(("keeps", "oversample"), [(False, 1.0), (True, 1.0), (True, 2.3)])
+def test_prompts_learn_of_every_group_that_is_taken_or_left_out(keeps, oversample):
+    """As one who draws, answers and judges one prompt after the other, and tells the stream of each."""
+    rounds, stream = adaptive_rounds(keeps, oversample)
+    collector, _ = make_parts()
+    plain = AdaptiveStream(PROMPTS, SIZE, seed=2, most=3)
+    for iteration in range(12):
+        groups, metrics = rounds.next(iteration)
+        made: list[tuple[Group, bool]] = []
+        while sum(taught or not keeps for _, taught in made) < SIZE:
+            [group] = Scorer().score(collector.collect(plain.next(1, iteration), iteration, len(made)))
+            made.append((group, len({response.reward for response in group.responses}) > 1))
+        for group, taught in made:
+            plain.note(group.prompt, taught)
+        assert told(groups) == told([group for group, taught in made if taught or not keeps])
+        assert stream.state_dict() == plain.state_dict() and metrics["prompts_waiting"] == plain.waiting
+    assert plain.waiting
+
+
+def test_a_resume_remembers_what_prompts_taught():
+    whole, _ = adaptive_rounds(keeps=True)
+    expected = [told(whole.next(iteration)[0]) for iteration in range(10)]
+    stopped, resumed = adaptive_rounds(keeps=True)[0], adaptive_rounds(keeps=True)[0]
+    assert [told(stopped.next(iteration)[0]) for iteration in range(4)] == expected[:4]
+    resumed.load_state(stopped.state())
+    assert [told(resumed.next(iteration)[0]) for iteration in range(4, 10)] == expected[4:]
