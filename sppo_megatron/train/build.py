@@ -55,6 +55,7 @@ from sppo_megatron.train.provenance import note_start
 from sppo_megatron.train.resume import SETTINGS, Change, as_begun, find_changes, of_source, settings_of
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds, prompt_stream
+from sppo_megatron.train.saving import Saving
 from sppo_megatron.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -124,13 +125,16 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         engine=parts.engine,
         rollouts=rollouts,
         evaluator=_evaluator(config, parts, output_dir / "evaluations" if is_main else None),
-        checkpointer=Checkpointer(
-            policy,
-            output_dir / "checkpoints",
-            keep_last=config.checkpoint.keep_last,
-            async_save=config.checkpoint.async_save,
-            check_folder=lock.check,
-            files={SETTINGS: json.dumps(settings, indent=2)},
+        saving=Saving(
+            Checkpointer(
+                policy,
+                output_dir / "checkpoints",
+                keep_last=config.checkpoint.keep_last,
+                async_save=config.checkpoint.async_save,
+                check_folder=lock.check,
+                files={SETTINGS: json.dumps(settings, indent=2)},
+            ),
+            RolloutWriter(output_dir / "rollouts") if is_main else None,
         ),
         tracker=Tracker(
             output_dir,
@@ -140,7 +144,6 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
             run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
         ),
         display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
-        rollout_writer=RolloutWriter(output_dir / "rollouts") if is_main else None,
         state=state,
         resumed_from=resumed_from,
         begun=begun,
@@ -205,10 +208,10 @@ def close(trainer: Trainer, parts: Parts) -> None:
     if trainer.profiler is not None:
         trainer.profiler.close()
     trainer.tracker.close()
-    if trainer.rollout_writer is not None:
-        trainer.rollout_writer.close()
+    if trainer.saving.rollout_writer is not None:
+        trainer.saving.rollout_writer.close()
     parts.inputs.scorer.close()
-    trainer.checkpointer.close()
+    trainer.saving.checkpointer.close()
 
 
 def print_results(config: Config, trainer: Trainer, seconds: float) -> None:

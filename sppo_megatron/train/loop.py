@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -31,7 +31,7 @@ from sppo_megatron.tracking.tracker import Tracker
 from sppo_megatron.train.evaluation import Evaluator, judged_by
 from sppo_megatron.train.first_update import check_first_log_ratio
 from sppo_megatron.train.preemption import Preempted, PreemptionGuard
-from sppo_megatron.train.rollout_writer import RolloutWriter
+from sppo_megatron.train.saving import Saving
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group
 
@@ -50,20 +50,6 @@ class Policy(Protocol):
     def export_weights(self) -> Iterator[tuple[str, Tensor]]: ...
 
 
-class Checkpointer(Protocol):
-    """Saves the policy together with what write_host_state writes on rank 0."""
-
-    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None: ...
-
-    def poll(self) -> None: ...
-
-    def finalize(self) -> None: ...
-
-    def load(self, path: Path) -> None: ...
-
-    def close(self) -> None: ...
-
-
 @dataclass
 class Iteration:
     """groups: scored. batch: of them, with π_t frozen. last_line: what the last step logged."""
@@ -78,7 +64,6 @@ class Trainer:
     """Built of parts; `run` is the whole algorithm. engine: who samples for `rollouts` and for the evaluator.
 
     begun: the configuration of the iteration that resumed_from lies in; None if that lies between two.
-    rollout_writer: of rank 0, None on the others.
     reference: log π_ref, like Policy.compute_log_probs; None if the objective has no π_ref.
     """
 
@@ -87,10 +72,9 @@ class Trainer:
     engine: Engine
     rollouts: Rounds
     evaluator: Evaluator | None
-    checkpointer: Checkpointer
+    saving: Saving
     tracker: Tracker
     display: ProgressDisplay
-    rollout_writer: RolloutWriter | None
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
     begun: Config | None = None
@@ -99,7 +83,6 @@ class Trainer:
     reference: Callable[[Sequences], np.ndarray] | None = None
     probe: WeightProbe | None = None
     profiler: Profiler | None = None
-    saved_step: int = -1
     begun_iteration: Iteration | None = None
 
     def run(self) -> None:
@@ -110,8 +93,7 @@ class Trainer:
         try:
             self._run()
         except Interrupted:
-            self._save(self.begun_iteration)
-            self.checkpointer.finalize()
+            self._save_and_wait()
             raise Preempted(self.state.step) from None
 
     def _run(self) -> None:
@@ -123,7 +105,7 @@ class Trainer:
             self.state.evaluation_before = self._evaluate()
         elif self.state.evaluation_due:
             self._evaluate()
-            self.saved_step = -1  # the checkpoint is written again, with what was found
+            self.saving.saved_step = -1  # the checkpoint is written again, with what was found
         while self.state.iteration < self.config.train.iterations:
             self._stop_if_preempted()
             iteration = self.begun_iteration = self.begun_iteration or self._prepare()
@@ -132,7 +114,7 @@ class Trainer:
                 self._train_step(units, iteration)
                 is_last = self.state.minibatch == len(iteration.batch.minibatches)
                 if not is_last and self._is_save_step():
-                    self._save(iteration)
+                    self._save()
             self.state.iteration += 1
             self.state.minibatch = 0
             self.begun_iteration = None
@@ -141,10 +123,9 @@ class Trainer:
             if self.state.evaluation_due:
                 self._evaluate()
             if iteration.batch.minibatches and (self._is_save_step() or self.state.best_step == self.state.step):
-                self._save(None)
+                self._save()
             self.display.update(self.state.iteration, iteration.last_line)
-        self._save(None)
-        self.checkpointer.finalize()
+        self._save_and_wait()
 
     # ---------------------------------------------------------------- the stages of an iteration
 
@@ -167,8 +148,8 @@ class Trainer:
         batch = self._build_batch(groups, sequences, old_log_probs, self.state.step)
         if self.fp8_probe is not None:
             self.state.iteration_metrics |= self.fp8_probe(sequences, old_log_probs)
-        if self.rollout_writer is not None:
-            self.rollout_writer.write(self.state.iteration, with_old_log_probs(groups, sequences, old_log_probs))
+        if (writer := self.saving.rollout_writer) is not None:
+            writer.write(self.state.iteration, with_old_log_probs(groups, sequences, old_log_probs))
         self.tracker.log_rollouts(groups, self.state.step)
         self.state.iteration_metrics |= {
             **made,
@@ -226,7 +207,7 @@ class Trainer:
         line |= {"seconds_train": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
         self.tracker.log(line)
         iteration.last_line = line
-        self.checkpointer.poll()
+        self.saving.checkpointer.poll()
 
     # ---------------------------------------------------------------- evaluation, checkpoints, resume
 
@@ -241,8 +222,7 @@ class Trainer:
             metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
         except ScoringError as error:
             self.state.evaluation_due = False
-            self._save(None)
-            self.checkpointer.finalize()
+            self._save_and_wait()
             raise TrainingError(
                 f"the reward {error.what} of the evaluation after iteration {self.state.iteration}: {error.why}; fix "
                 "the reward and continue with checkpoint.load=latest, which trains on without this evaluation"
@@ -256,29 +236,15 @@ class Trainer:
         interval = self.config.checkpoint.save_interval
         return interval is not None and self.state.step % interval == 0
 
-    def _save(self, iteration: Iteration | None) -> None:
-        """Saves unless this very step is saved already. Inside an iteration, with its rollouts and its frozen π_t.
+    def _save(self) -> None:
+        """Inside an iteration with its rollouts and its frozen π_t."""
+        old_log_probs = None if self.begun_iteration is None else self.begun_iteration.batch.old_log_probs
+        self.saving.save(self.state, self.rollouts, self.evaluator, old_log_probs)
 
-        The rollouts that led here are on the disk then: a run that continues doesn't make them again.
-        """
-        writer = self.rollout_writer
-        if writer is not None:
-            writer.settle()
-        if self.state.step == self.saved_step:
-            return
-        state = replace(self.state, has_rollouts=iteration is not None)
-        source = self.rollouts.state()
-
-        def write(folder: Path) -> None:
-            if iteration is not None and writer is not None:
-                state.write_iteration(folder, writer.path(state.iteration), iteration.batch.old_log_probs)
-            state.write(folder)
-            source.write(folder)
-            if self.evaluator is not None:
-                self.evaluator.write(folder)
-
-        self.checkpointer.save(self.state.step, write, best=self.state.best_step)
-        self.saved_step = self.state.step
+    def _save_and_wait(self) -> None:
+        """Before the run ends: an asynchronous save is complete when this returns."""
+        self._save()
+        self.saving.checkpointer.finalize()
 
     def _stop_if_preempted(self) -> None:
         if self.preemption is not None and self.preemption.requested():
@@ -290,8 +256,7 @@ class Trainer:
         Groups that were generated ahead are saved again as such; others are generated again, the same.
         """
         self.rollouts.load_state(before)
-        self._save(None)
-        self.checkpointer.finalize()
+        self._save_and_wait()
         raise TrainingError(
             f"the reward {error.what} of iteration {self.state.iteration}, so there is too little to learn from "
             f"(reward.max_failed_share={self.config.reward.max_failed_share:g}): {error.why}; fix the reward and "
@@ -302,17 +267,10 @@ class Trainer:
         """Takes up a checkpoint; inside an iteration, with its rollouts and its frozen π_t."""
         if self.resumed_from is None:
             return None
-        self.saved_step = self.state.step
-        self.checkpointer.load(self.resumed_from)
-        if self.evaluator is not None:
-            self.evaluator.read(self.resumed_from)
-        self.rollouts.load_state(SourceState.read(self.resumed_from))
-        if not self.state.has_rollouts:
+        begun = self.saving.take_up(self.resumed_from, self.state, self.rollouts, self.evaluator)
+        if begun is None:
             return None
-        if self.rollout_writer is not None:
-            self.state.restore_rollouts(self.resumed_from, self.rollout_writer.path(self.state.iteration))
-        groups = self.state.read_groups(self.resumed_from)
+        groups, old_log_probs = begun
         sequences = sequences_of(groups, self.policy.objective.units)
-        old_log_probs = self.state.read_old_log_probs(self.resumed_from)
         version = self.state.step - self.state.minibatch
         return Iteration(groups, self._build_batch(groups, sequences, old_log_probs, version, self.begun))

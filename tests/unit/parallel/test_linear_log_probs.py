@@ -212,7 +212,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("with_entropy", [False, True])
 def test_no_tensor_of_tokens_times_vocabulary(with_entropy):
-    tokens, vocabulary, width = 4096, 32768, 64
+    tokens, vocabulary, width = 2048, 32768, 16
     hidden, weight = torch.randn(tokens, width).requires_grad_(), torch.randn(vocabulary, width).requires_grad_()
     targets = torch.randint(0, vocabulary, (tokens,))
     with LargestTensor() as largest:

@@ -23,6 +23,7 @@ from sppo_megatron.rollout.source import SampledGroups
 from sppo_megatron.train.evaluation import Evaluator
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.rollout_writer import RolloutWriter
+from sppo_megatron.train.saving import Saving
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group, Prompt, SamplingParams
 from tests.unit.rollout.fakes import CountingEngine
@@ -156,10 +157,9 @@ def make_trainer(
             GroupsAhead(sampled, 3) if ahead else sampled, LengthScorer(), keeps=keeps, size=4, max_rounds=max_rounds
         ),
         evaluator=evaluator,
-        checkpointer=Checkpoints(folder / "checkpoints", policy),
+        saving=Saving(Checkpoints(folder / "checkpoints", policy), RolloutWriter(folder / "rollouts")),
         tracker=lines,
         display=lines,
-        rollout_writer=RolloutWriter(folder / "rollouts"),
         state=TrainerState.read(resume) if resume else TrainerState(),
         resumed_from=resume,
         preemption=StopAt(stop_at),

@@ -89,7 +89,7 @@ def test_told_to_stop_at_every_moment(tmp_path: Path, ahead: bool, stop_at: int)
     with pytest.raises(Preempted):
         stopped.run()
     step = stopped.state.step
-    assert stopped.checkpointer.saved[-1] == step == [0, 0, 1, 2, 2, 3, 4, 4, 5][stop_at - 1]
+    assert stopped.saving.checkpointer.saved[-1] == step == [0, 0, 1, 2, 2, 3, 4, 4, 5][stop_at - 1]
     continued = make_trainer(tmp_path / "on", ahead=ahead, resume=tmp_path / f"stopped/checkpoints/step_{step}")
     weights, lines = run(continued)
     assert weights == expected[0]
@@ -125,8 +125,8 @@ def test_iterations_without_a_group_that_teaches(tmp_path: Path, ahead: bool) ->
 def test_every_checkpoint_continues_to_the_same_end(tmp_path: Path, ahead: bool, interval: int) -> None:
     trainer = make_trainer(tmp_path, ahead=ahead, save_interval=interval)
     expected = run(trainer)
-    assert trainer.checkpointer.saved == [*range(interval, 6, interval), 6]
-    for step in trainer.checkpointer.saved:
+    assert trainer.saving.checkpointer.saved == [*range(interval, 6, interval), 6]
+    for step in trainer.saving.checkpointer.saved:
         resumed = make_trainer(tmp_path / f"from {step}", ahead=ahead, resume=tmp_path / f"checkpoints/step_{step}")
         weights, lines = run(resumed)
         assert weights == expected[0] and lines == expected[1][step:]
@@ -203,7 +203,7 @@ def test_interrupted_within_every_stage(tmp_path: Path, ahead: bool, stage: str,
     with pytest.raises(Preempted):
         stopped.run()
     step = steps[call]
-    assert stopped.checkpointer.saved[-1] == step
+    assert stopped.saving.checkpointer.saved[-1] == step
     resume = tmp_path / f"stopped/checkpoints/step_{step}" if step else None
     continued = make_trainer(tmp_path / "on", ahead=ahead, evaluates=1, resume=resume)
     weights, lines = run(continued)
@@ -229,7 +229,7 @@ def test_the_best_policy_is_saved_where_it_was_found(tmp_path: Path) -> None:
     trainer.evaluator.evaluate = lambda iteration: evaluate(iteration) | {"eval_reward_mean": next(values)}
     trainer.run()
     assert (trainer.state.best_value, trainer.state.best_step) == (0.9, 4)
-    assert trainer.checkpointer.saved == [2, 4, 6]
+    assert trainer.saving.checkpointer.saved == [2, 4, 6]
 
 
 def test_an_evaluation_that_cannot_be_scored_stops_behind_a_checkpoint(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_an_evaluation_that_cannot_be_scored_stops_behind_a_checkpoint(tmp_path:
     trainer.evaluator.evaluate = fail
     with pytest.raises(TrainingError, match=r"evaluation after iteration 2: no answer; .*trains on without"):
         trainer.run()
-    assert trainer.checkpointer.saved[-1] == 4
+    assert trainer.saving.checkpointer.saved[-1] == 4
     resumed = make_trainer(tmp_path / "on", ahead=False, evaluates=1, resume=tmp_path / "checkpoints/step_4")
     weights, lines = run(resumed)
     assert weights == run(make_trainer(tmp_path / "whole", ahead=False, evaluates=1))[0]

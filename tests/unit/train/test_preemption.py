@@ -84,7 +84,7 @@ def test_while_something_is_scored(tmp_path: Path, call: int, step: int, due: bo
     stopped = make(tmp_path / "stopped", HangsAt(call))
     assert stop(stopped) == step
     folder = tmp_path / "stopped" / "checkpoints" / f"step_{step}"
-    assert stopped.checkpointer.saved[-1] == step and TrainerState.read(folder).evaluation_due == due
+    assert stopped.saving.checkpointer.saved[-1] == step and TrainerState.read(folder).evaluation_due == due
     continued = make(tmp_path / "on", resume=folder)
     continued.run()
     assert continued.policy.weights == whole.policy.weights
