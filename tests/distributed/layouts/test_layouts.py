@@ -18,6 +18,7 @@ from tests.distributed.layouts.comparison import assert_checkpoints_convert, ass
 from tests.distributed.torchrun import run_once
 
 HERE = Path(__file__).parent
+CONVERTED = ("one-process", "pp2-vpp2", "ep2-qwen2-moe-packed")  # whose checkpoints are
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +32,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outputs(folder: Path):
-    """The output folder of a case; all cases of a world size run when the first is asked for."""
+def outputs(folder: Path, request: pytest.FixtureRequest):
+    """The output folder of a case; all cases of a world size that were chosen run when the first is asked for."""
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    chosen = {getattr(of_test.get("case"), "name", None) for of_test in parameters} | set(CONVERTED)
 
     def of(case: Case) -> Path:
         todo = folder / f"runs-{case.world_size}.json"
-        runs = [(other.name, other.arguments(folder)) for other in CASES if other.world_size == case.world_size]
+        cases = [other for other in CASES if other.name in chosen and other.world_size == case.world_size]
+        runs = [(other.name, other.arguments(folder)) for other in cases]
         todo.write_text(json.dumps(runs))
         run_once(HERE / "worker.py", todo, case.world_size)
         return folder / "out" / case.name
@@ -56,6 +60,6 @@ def test_equals_plain_definition(case: Case, folder: Path, outputs) -> None:
 
 def test_training_checkpoints_convert_to_hugging_face(folder: Path, outputs) -> None:
     """From whatever layout saved them: the same bytes as the run's own export."""
-    cases = [case for case in CASES if case.name in ("one-process", "pp2-vpp2", "ep2-qwen2-moe-packed")]
+    cases = [case for case in CASES if case.name in CONVERTED]
     starts = {case.name: folder / case.model for case in cases}
     assert_checkpoints_convert(folder, {case.name: outputs(case) for case in cases}, starts)
