@@ -149,7 +149,7 @@ class _LinearSppoLoss(torch.autograd.Function):
         grad_weight = weight.new_zeros(weight.shape, dtype=dtype) if needed[1] else None
         # Grouped by what all ranks share: the padded width of a shard and the tokens over all context-parallel ranks.
         groups = cut_groups(options.lengths, weight.shape[0] * dtype.itemsize, options.logits_budget)
-        order, bounds = order_by_sequence(batch.sequence_ids, groups, len(options.lengths))
+        order, bounds = order_by_sequence(batch.sequence_ids, groups, options.lengths)
         batch = batch if order is None else batch.in_order(order)
         waits: list[Callable[[], Tensor]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -122,18 +123,22 @@ def cut_groups(lengths: Sequence[int], bytes_per_token: int, budget: int) -> lis
 
 
 def order_by_sequence(
-    sequence_ids: Tensor, groups: Sequence[tuple[int, int]], num_sequences: int
+    sequence_ids: Tensor, groups: Sequence[tuple[int, int]], lengths: Sequence[int]
 ) -> tuple[Tensor | None, list[tuple[int, int]]]:
     """How to bring the tokens [N] of each group together, and where they are then.
 
-    Returns (permutation [N], None if none is needed; bounds [start, end) of each group's tokens). Tokens of one
-    sequence keep their order. More than one group costs a device synchronisation.
+    lengths: at least the tokens of each sequence here. Returns (permutation [N], None if none is needed; bounds
+    [start, end) of each group's tokens). Tokens of one sequence keep their order. More than one group costs a device
+    synchronisation unless lengths are the tokens here.
     """
     if len(groups) == 1:
         return None, [(0, sequence_ids.numel())]
     order = torch.argsort(sequence_ids, stable=True)
-    counts = torch.bincount(sequence_ids, minlength=num_sequences)
-    ends = [0, *counts.cumsum(0).tolist()]
+    if sum(lengths) == sequence_ids.numel():  # none can be shorter here, then
+        counts: Sequence[int] = lengths
+    else:
+        counts = torch.bincount(sequence_ids, minlength=len(lengths)).tolist()
+    ends = [0, *itertools.accumulate(counts)]
     return order, [(ends[first], ends[end]) for first, end in groups]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sppo_megatron.objective import sppo_loss
@@ -291,11 +292,22 @@ def test_groups_are_whole_sequences_in_order_within_the_budget(lengths, budget):
         assert 2 * sum(lengths[first : end + 1]) > budget or further == end, "a group was cut too early"
 
 
-def test_tokens_of_a_group_come_together_in_their_order():
+@pytest.mark.parametrize("lengths", [[2, 2, 2, 0, 1], [5, 2, 3, 4, 1]], ids=["all here", "more elsewhere"])
+def test_tokens_of_a_group_come_together_in_their_order(lengths):
     ids = torch.tensor([2, 0, 1, 0, 2, 1, 4])
-    order, bounds = order_by_sequence(ids, [(0, 2), (2, 4), (4, 5)], 5)
+    order, bounds = order_by_sequence(ids, [(0, 2), (2, 4), (4, 5)], lengths)
     assert order.tolist() == [1, 3, 2, 5, 0, 4, 6] and bounds == [(0, 4), (4, 6), (6, 7)]
-    assert order_by_sequence(ids, [(0, 5)], 5) == (None, [(0, 7)])
+    assert order_by_sequence(ids, [(0, 5)], [7] * 5) == (None, [(0, 7)])
+
+
+def test_a_gpu_that_holds_whole_sequences_is_not_waited_for():
+    """A fake tensor on CUDA has no values: whatever asked for one would raise."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ids = torch.empty(7, dtype=torch.int64, device="cuda")
+        order, bounds = order_by_sequence(ids, [(0, 2), (2, 4), (4, 5)], [2, 2, 2, 0, 1])
+        assert order.device.type == "cuda" and bounds == [(0, 4), (4, 6), (6, 7)]
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            order_by_sequence(ids, [(0, 2), (2, 4), (4, 5)], [9, 2, 2, 0, 1])
 
 
 @pytest.mark.parametrize(
