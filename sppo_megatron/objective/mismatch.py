@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,32 +48,53 @@ def rollout_mismatch(
     check_same_shape("rollout_log_probs", rollout_log_probs, "old_log_probs", old_log_probs)
     if sum(lengths) != len(old_log_probs):
         raise ValueError(f"lengths add up to {sum(lengths)} tokens, and there are {len(old_log_probs)} log-probs")
-    old, rollout = old_log_probs.detach(), rollout_log_probs.detach()
-    total, absolute = torch.zeros(2, len(lengths), dtype=torch.float64)
-    counts = torch.tensor(lengths, dtype=torch.int64)
+    old, rollout = (_on_host(values) for values in (old_log_probs, rollout_log_probs))
+    counting = None if mask is None else mask.cpu().numpy()
+    counts = np.array(lengths, np.int64)
+    bounds = np.cumsum([0, *lengths])
+    total, absolute = np.zeros((2, len(lengths)))
     largest = excess = 0.0
-    over = first = 0
-    for responses in _blocks(lengths):
-        sizes = torch.tensor(lengths[responses], dtype=torch.int64)
-        tokens = slice(first, first := first + int(sizes.sum()))
-        difference = old[tokens].double() - rollout[tokens]
-        if mask is not None:
-            difference.masked_fill_(~mask[tokens], 0)
-            counts[responses] = torch.segment_reduce(mask[tokens].double(), "sum", lengths=sizes).long()
-        total[responses] = torch.segment_reduce(difference, "sum", lengths=sizes)
-        excess += float(difference.clamp(max=K3_BOUND).expm1().sum())
-        absolute[responses] = torch.segment_reduce(difference.abs_(), "sum", lengths=sizes)
-        largest = max(largest, float(difference.max())) if len(difference) else largest
-        over += int((difference > token_bound).sum())
+    over = 0
+    blocks = [*_blocks(lengths)]
+    longest = max((int(bounds[block.stop] - bounds[block.start]) for block in blocks), default=0)
+    scratch = np.empty((2, longest))  # used again: new memory for each block would cost more than what is done in it
+    for responses in blocks:
+        first, end = bounds[responses.start], bounds[responses.stop]
+        starts, sizes = bounds[responses] - first, np.diff(bounds[responses.start : responses.stop + 1])
+        difference, other = scratch[:, : end - first]
+        np.subtract(old[first:end], rollout[first:end], out=difference, dtype=np.float64)
+        if counting is not None:
+            difference[~counting[first:end]] = 0
+            counts[responses] = _sums(counting[first:end].astype(np.int64), starts, sizes)
+        total[responses] = _sums(difference, starts, sizes)
+        excess += float(np.expm1(np.minimum(difference, K3_BOUND, out=other), out=other).sum())
+        np.abs(difference, out=other)
+        absolute[responses] = _sums(other, starts, sizes)
+        largest = max(largest, float(other.max(initial=0.0)))
+        over += int(np.count_nonzero(other > token_bound))
     n = max(1, int(counts.sum()))
     return Mismatch(
         mean=float(absolute.sum() / n),
         max=largest,
         k3=(excess - float(total.sum())) / n,
         share_over=over / n,
-        sequence_sum=total.abs(),
-        sequence_mean=absolute / counts.clamp(min=1),
+        sequence_sum=torch.from_numpy(np.abs(total)),
+        sequence_mean=torch.from_numpy(absolute / np.maximum(1, counts)),
     )
+
+
+def _on_host(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    return (values.float() if values.dtype.itemsize < 4 else values).numpy()  # numpy has no bfloat16
+
+
+def _sums(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Of neighbouring stretches of values; 0 of an empty one, which `reduceat` would take for its first element."""
+    sums = np.zeros(len(sizes), values.dtype)
+    is_filled = sizes > 0
+    if is_filled.any():
+        sums[is_filled] = np.add.reduceat(values, starts[is_filled])
+    return sums
 
 
 def _blocks(lengths: Sequence[int]) -> Iterator[slice]:
