@@ -24,6 +24,10 @@ class CheckpointConfig:
     checkpoints/best. auto = eval_reward_mean; null = none is kept."""
     async_save: Free[bool] = False
     "Write while training goes on."
+    reshardable: Free[bool] = False
+    """Save every checkpoint so that it loads in every layout, for which each data-parallel rank gathers the optimizer
+    of its part of the model. false = only the run's last one; those before are written several times faster, load where
+    TP, PP and EP are the same, and become such checkpoints by `sppo reshard`."""
 
 
 def check_checkpoint(checkpoint: CheckpointConfig) -> Iterator[str]:

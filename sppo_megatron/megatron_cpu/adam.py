@@ -54,7 +54,8 @@ def _own_step_per_parameter() -> None:
     def set_main_param_and_optimizer_states(self, model_param: torch.nn.Parameter, tensors: dict[str, Any]):
         group, order = self.model_param_group_index_map[model_param]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        return set_states(self, model_param, {"step": state["step"], **tensors} if "step" in state else tensors)
+        # What was loaded as it lay in the buffers brings the step of the state that it was loaded over.
+        return set_states(self, model_param, {**tensors, "step": state["step"]} if "step" in state else tensors)
 
     DistributedOptimizer.load_state_dict = load_state_dict
     DistributedOptimizer._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states

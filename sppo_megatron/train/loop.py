@@ -239,7 +239,9 @@ class Trainer:
     def _save(self) -> None:
         """Inside an iteration with its rollouts and its frozen π_t."""
         old_log_probs = None if self.begun_iteration is None else self.begun_iteration.batch.old_log_probs
-        self.saving.save(self.state, self.rollouts, self.evaluator, old_log_probs)
+        ended = self.state.iteration >= self.config.train.iterations
+        reshardable = ended or self.config.checkpoint.reshardable
+        self.saving.save(self.state, self.rollouts, self.evaluator, old_log_probs, reshardable=reshardable)
 
     def _save_and_wait(self) -> None:
         """Before the run ends: an asynchronous save is complete when this returns."""

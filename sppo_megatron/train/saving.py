@@ -20,7 +20,9 @@ from sppo_megatron.types import Group
 class Checkpointer(Protocol):
     """Saves the policy together with what write_host_state writes on rank 0."""
 
-    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None: ...
+    def save(
+        self, step: int, write_host_state: Callable[[Path], None], best: int = 0, *, reshardable: bool = True
+    ) -> None: ...
 
     def poll(self) -> None: ...
 
@@ -48,11 +50,13 @@ class Saving:
         rollouts: Rounds,
         evaluator: Evaluator | None,
         old_log_probs: np.ndarray | None = None,
+        *,
+        reshardable: bool = True,
     ) -> None:
         """Saves unless this very step is saved already.
 
         old_log_probs: the frozen log π_t of the iteration that was begun, float32 [T], which is saved with its
-        rollouts; None between two. What led here is on the disk then: a run that continues doesn't make it again.
+        rollouts; None between two. reshardable: whether it is to load in every layout. What led here is on the disk then: a run that continues doesn't make it again.
         """
         writer = self.rollout_writer
         if writer is not None:
@@ -70,7 +74,7 @@ class Saving:
             if evaluator is not None:
                 evaluator.write(folder)
 
-        self.checkpointer.save(state.step, write, best=state.best_step)
+        self.checkpointer.save(state.step, write, best=state.best_step, reshardable=reshardable)
         self.saved_step = state.step
 
     def take_up(

@@ -46,6 +46,15 @@ def test_log_probs(tmp_path, ranks):
         assert rows["mcore"]["/mcore"] == 1.0 and rows["ours"]["/4G"] == rows["ours"]["ms"] / rows["4G"]["ms"]
 
 
+def test_checkpoints(tmp_path):
+    sizes = ["--hidden", "64", "--layers", "1", "--vocab", "128", "--rounds", "1", "--folder", str(tmp_path)]
+    rows = run(["sppo_benchmarks.checkpoints", *sizes], 2, tmp_path / "out.json")["rows"]
+    assert [(row["checkpoint"], row["work"]) for row in rows] == [
+        (name, work) for name in ("every layout", "its own layout") for work in ("save", "load")
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
 def test_shared_prompts(tmp_path):
     sizes = ["--hidden", "64", "--layers", "1", "--vocab", "128", "--rounds", "1"]
     rows = run(["sppo_benchmarks.shared_prompts", "--shapes", "32,4,3", *sizes], 1, tmp_path / "out.json")["rows"]

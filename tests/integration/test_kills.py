@@ -31,6 +31,7 @@ RUN = {
 SECONDS = 1800  # a whole run may take, and 240 a start until its first step
 TP2 = {"parallelism": "tp2"}
 PP2 = {"parallelism.pipeline_model_parallel_size": 2}
+EVERY_LAYOUT = {"checkpoint.reshardable": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_alternating_layouts_end_the_same(task: Path, uninterrupted: Path) -> No
     # Shorter pauses: with the steps, not with the kills, the roundings of two layouts grow apart. Runs that nobody
     # killed, TP2 and PP2 against one process, differ in their losses by 5e-5 within 300 steps, 5e-4 within 480 (this
     # test's length at its longest) and 4e-3 at step 498.
-    kill_until_done(task, output, [TP2 | replay, PP2 | replay], seed=2, pause=0.5)
+    kill_until_done(task, output, [TP2 | replay | EVERY_LAYOUT, PP2 | replay | EVERY_LAYOUT], seed=2, pause=0.5)
     steps, expected = tiny_task.steps(output), tiny_task.steps(reference)
     assert [line["step"] for line in steps] == [line["step"] for line in expected]
     for line, other in zip(steps, expected, strict=True):

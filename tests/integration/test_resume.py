@@ -21,7 +21,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uninterrupted(task: Path) -> Path:
     output = task.parent / "uninterrupted"
-    done = tiny_task.run(tiny_task.overrides(task, output, parallelism="tp2", **SAVE_EVERY), ranks=2)
+    every_layout = {"checkpoint.reshardable": "true"}
+    done = tiny_task.run(tiny_task.overrides(task, output, parallelism="tp2", **SAVE_EVERY, **every_layout), ranks=2)
     assert done.returncode == 0, done.stderr[-4000:]
     return output
 

@@ -16,10 +16,6 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue, AsyncRequest
-from megatron.core.dist_checkpointing.strategies.torch import (
-    TorchDistLoadShardedStrategy,
-    TorchDistSaveShardedStrategy,
-)
 from torch.distributed.checkpoint.api import CheckpointException
 
 from sppo_megatron.cluster.consensus import of_all_ranks
@@ -34,6 +30,14 @@ from sppo_megatron.policy.checkpoint.folder import (
     remove_leftovers,
 )
 from sppo_megatron.policy.checkpoint.results_queue import start_results_queue
+from sppo_megatron.policy.checkpoint.sharding import (
+    choose_sharding,
+    content_metadata,
+    load_strategy,
+    save_strategy,
+    sharding_description,
+    sharding_of,
+)
 from sppo_megatron.policy.checkpoint.untrusted import causes, nothing_executed
 from sppo_megatron.policy.model.build import unwrap
 from sppo_megatron.policy.model.precision import DTYPES
@@ -73,9 +77,12 @@ class Checkpointer:
         self._best = 0
         start_results_queue()
 
-    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None:
+    def save(
+        self, step: int, write_host_state: Callable[[Path], None], best: int = 0, *, reshardable: bool = True
+    ) -> None:
         """Saves after optimizer step `step`. write_host_state is called on rank 0 with the folder to write into.
 
+        reshardable: whether it is to load in every layout (see `sharding`); always so without a distributed optimizer.
         best: the step whose checkpoint is kept besides the last ones and linked as `best`, 0 if there is none.
         Before the first step there is no optimizer state, and nothing is saved that the run doesn't start with.
         With async_save the tensors are snapshotted now and written while training goes on; `finalize` waits for them.
@@ -89,12 +96,14 @@ class Checkpointer:
         self._policy.synchronize_parameters()
         final = checkpoint_path(self._folder, step)
         folder = partial_path(final)
+        sharding = choose_sharding(self._policy, reshardable)
+        description = self._description(sharding)
         with self._reported(final):
             if dist.get_rank() == 0:
                 self._check_folder()
                 remove_leftovers(self._folder)
                 folder.mkdir(parents=True)
-                (folder / MODEL).write_text(json.dumps(self._description(), indent=2))
+                (folder / MODEL).write_text(json.dumps(description, indent=2))
                 (folder / WEIGHTS).mkdir()
                 for name, text in self._files.items():
                     (folder / name).write_text(text)
@@ -102,12 +111,12 @@ class Checkpointer:
         with self._reported(final), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             request: AsyncRequest | None = dist_checkpointing.save(
-                self._sharded_state_dict(is_loading=False),
+                self._sharded_state_dict(sharding, is_loading=False),
                 str(folder / WEIGHTS),
-                TorchDistSaveShardedStrategy("torch_dist", 1),
+                save_strategy(sharding, self._policy.groups),
                 async_sharded_save=self._queue is not None,
                 async_strategy="mcore",
-                content_metadata=self._content_metadata(),
+                content_metadata=content_metadata(sharding),
             )
         if self._queue is None or request is None:
             self._publish(final)
@@ -141,13 +150,17 @@ class Checkpointer:
         """Loads the model, the optimizer's moments and the steps of its schedule, from whatever layout saved them.
 
         Learning rates, betas, ε and weight decay are the present ones, as if the run had always had them.
-        Raises ConfigError if it could only be read by running what it names.
+        Raises ConfigError if it could only be read by running what it names, and if it holds the optimizer as it lay in
+        the buffers of ranks that cut the model in another way.
         """
         weights = path / WEIGHTS
+        sharding = sharding_of(path, json.loads((path / MODEL).read_text()), self._policy)
         with warnings.catch_warnings(), nothing_executed(weights):
             warnings.simplefilter("ignore")
             state = dist_checkpointing.load(
-                self._sharded_state_dict(is_loading=True), str(weights), TorchDistLoadShardedStrategy()
+                self._sharded_state_dict(sharding, is_loading=True),
+                str(weights),
+                load_strategy(sharding, self._policy.groups),
             )
         for index, chunk in enumerate(self._policy.chunks):
             unwrap(chunk).load_state_dict(state[f"model{index}"])
@@ -175,9 +188,10 @@ class Checkpointer:
                 self._check_folder()
                 publish(partial_path(final), final, self._keep_last, self._best)
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self, sharding: str) -> dict[str, Any]:
         dtype = next(name for name, dtype in DTYPES.items() if dtype is self._policy.config.params_dtype)
-        return _description(self._policy.model.description(), self._policy.uses_distributed_optimizer, dtype)
+        known = _description(self._policy.model.description(), self._policy.uses_distributed_optimizer, dtype)
+        return known | sharding_description(self._policy, sharding)
 
     @contextmanager
     def _reported(self, final: Path) -> Iterator[None]:
@@ -219,17 +233,8 @@ class Checkpointer:
         is_full = shutil.disk_usage(self._folder).free < _NEXT_TO_NOTHING and _is_of_storage(error)
         return f"{text}: {_FULL}" if is_full and not text.endswith(_FULL) else text
 
-    def _content_metadata(self) -> dict[str, Any]:
-        return {
-            # the only sharding of the distributed optimizer that loads on another layout
-            "distrib_optim_sharding_type": "fully_reshardable",
-            "distrib_optim_fully_reshardable_mem_efficient": False,
-            "singleton_local_shards": False,
-            "chained_optim_avoid_prefix": True,
-        }
-
-    def _sharded_state_dict(self, is_loading: bool) -> dict[str, Any]:
-        metadata = self._content_metadata() | {"dp_cp_group": self._policy.groups.dp_cp}
+    def _sharded_state_dict(self, sharding: str, is_loading: bool) -> dict[str, Any]:
+        metadata = content_metadata(sharding) | {"dp_cp_group": self._policy.groups.dp_cp}
         models = {
             f"model{index}": unwrap(chunk).sharded_state_dict(metadata=metadata)
             for index, chunk in enumerate(self._policy.chunks)

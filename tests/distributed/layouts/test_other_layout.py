@@ -21,7 +21,7 @@ from tests.distributed.torchrun import run_once
 WORKER = Path(__file__).with_name("worker.py")
 TP2 = {TP: 2, SP: "true"}
 TP2_EP2 = {**TP2, EP: 2, ETP: 1}
-SAVE = {"checkpoint.save_interval": 4, ROWS: 3}
+SAVE = {"checkpoint.save_interval": 4, "checkpoint.reshardable": "true", ROWS: 3}
 
 OTHERS = ("qwen3-yarn-windows", "gemma3", "glm4-moe", "deepseek-v3", "gpt-oss")
 SENSITIVE = ("deepseek-v3", "gpt-oss")

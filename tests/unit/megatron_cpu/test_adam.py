@@ -29,12 +29,15 @@ def adam_states(policy: Policy) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def test_a_loaded_optimizer_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reshardable", [True, False])
+def test_a_loaded_optimizer_goes_on(tmp_path: Path, reshardable: bool) -> None:
     """Each parameter's step counts by itself: one that is shared would advance once for each of them."""
     with tiny_policy(RUN, num_hidden_layers=1) as policy:
         batch = frozen(random_batch(4), policy)
         train(policy, batch, 2)
-        Checkpointer(policy, tmp_path, keep_last=1, async_save=False).save(2, lambda folder: None)
+        Checkpointer(policy, tmp_path, keep_last=1, async_save=False).save(
+            2, lambda folder: None, reshardable=reshardable
+        )
         expected = train(policy, batch, 3)
     with tiny_policy(RUN, num_hidden_layers=1) as policy:
         Checkpointer(policy, tmp_path, keep_last=1, async_save=False).load(tmp_path / "step_00000002")

@@ -76,7 +76,9 @@ class Checkpoints:
         self.policy = policy
         self.saved: list[int] = []
 
-    def save(self, step: int, write_host_state: Callable[[Path], None], best: int = 0) -> None:
+    def save(
+        self, step: int, write_host_state: Callable[[Path], None], best: int = 0, *, reshardable: bool = True
+    ) -> None:
         folder = self.folder / f"step_{step}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WEIGHTS).write_text(self.policy.weights)
