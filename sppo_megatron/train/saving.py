@@ -56,7 +56,8 @@ class Saving:
         """Saves unless this very step is saved already.
 
         old_log_probs: the frozen log π_t of the iteration that was begun, float32 [T], which is saved with its
-        rollouts; None between two. reshardable: whether it is to load in every layout. What led here is on the disk then: a run that continues doesn't make it again.
+        rollouts; None between two. reshardable: whether it is to load in every layout.
+        What led here is on the disk then: a run that continues doesn't make it again.
         """
         writer = self.rollout_writer
         if writer is not None:
