@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.layouts import models
 from tests.forked import processes
 from tests.integration import tiny_task
 
@@ -61,6 +62,17 @@ def test_shared_prompts(tmp_path):
     assert [row["work"] for row in rows] == ["log-probs", "step"]
     assert rows[0]["tokens ratio"] == 3 * 36 / 44
     assert rows[1]["loss difference"] < 1e-5
+
+
+def test_plain_step(tmp_path):
+    """The plain loop computes what ours computes: it is what the figures are compared with."""
+    models.make_model("qwen2-tied", tmp_path / "model")
+    sizes = ["--prompts", "2", "--samples", "3", "--prompt", "5", "--response", "4", "--tokens", "20", "--rounds", "1"]
+    command = ["sppo_benchmarks.plain_step", "--model", str(tmp_path / "model"), "--dtype", "fp32", *sizes]
+    rows = run(command, 1, tmp_path / "out.json")["rows"]
+    assert [row["work"] for row in rows] == ["log-probs"] * 3 + ["step"] * 3
+    losses = [row["loss"] for row in rows[3:]]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5) and losses[0] > 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

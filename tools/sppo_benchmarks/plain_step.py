@@ -69,7 +69,8 @@ class PlainLoop:
         self.ids = torch.from_numpy(rows.astype(np.int64))
         self.start = args.prompt
         self.rows = max(1, args.tokens // self.ids.shape[1])
-        self.old = torch.full((len(rows),), -10.0 * args.response)
+        targets = torch.from_numpy(batch.columns["target"]).float()
+        self.goals = targets - 10.0 * args.response  # log π_t + δ: a token's log π_t is −10
 
     def log_probs(self, ids: Tensor) -> Tensor:
         logits = self.model(ids).logits[:, self.start - 1 : -1].float()
@@ -80,13 +81,17 @@ class PlainLoop:
             for ids in self.ids.split(self.rows):
                 self.log_probs(ids)
 
-    def step(self) -> None:
-        for ids, old in zip(self.ids.split(self.rows), self.old.split(self.rows), strict=True):
-            loss = ((self.log_probs(ids) - old) ** 2).sum() / len(self.ids)
+    def step(self) -> float:
+        """The loss."""
+        total = 0.0
+        for ids, goals in zip(self.ids.split(self.rows), self.goals.split(self.rows), strict=True):
+            loss = ((self.log_probs(ids) - goals) ** 2).sum() / len(self.ids)
             loss.backward()
+            total += loss.item()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        return total
 
 
 def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -96,26 +101,29 @@ def benchmark(args: argparse.Namespace) -> list[dict[str, Any]]:
     units = single_units(len(batch.sequences))
     plain = PlainLoop(folder, DTYPES[args.dtype], batch, args)
 
-    def ours(work: Callable[[], Any], shares: bool) -> None:
+    losses: dict[str, Any] = {}
+
+    def run(variant: str, work: Callable[[], Any], shares: bool) -> None:
         policy._layout = replace(policy._layout, shared_prompts=shares)
-        work()
+        losses[variant] = work()
 
     works: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         "log-probs": (plain.old_log_probs, lambda: policy.compute_log_probs(batch.sequences)),
-        "step": (plain.step, lambda: policy.train_step(batch, units)),
+        "step": (plain.step, lambda: policy.train_step(batch, units)["loss"]),
     }
     rows = []
     for name, (theirs, own) in works.items():
         variants: dict[str, Callable[[], Any]] = {
-            "plain": theirs,
-            "packed": partial(ours, own, False),
-            "shared prompts": partial(ours, own, True),
+            "plain": partial(run, "plain", theirs, False),
+            "packed": partial(run, "packed", own, False),
+            "shared prompts": partial(run, "shared prompts", own, True),
         }
         measured = measure(variants, args.rounds, local_device(), args.clock)
         base = measured["plain"]["seconds"]
         for variant, figures in measured.items():
             ratio = {"ratio": figures["seconds"] / base, "extra MiB": figures["extra_mib"]}
-            rows.append({"work": name, "variant": variant, "s": figures["seconds"], **ratio})
+            loss = losses[variant] if name == "step" else None
+            rows.append({"work": name, "variant": variant, "s": figures["seconds"], **ratio, "loss": loss})
     return rows
 
 
@@ -135,7 +143,7 @@ def main() -> None:
     torch.set_num_threads(1)
     initialize_distributed(timeout_minutes=30)
     rows = benchmark(args)
-    print_table(rows, ["work", "variant", "s", "ratio", "extra MiB"])
+    print_table(rows, ["work", "variant", "s", "ratio", "extra MiB", "loss"])
     write_json(args.json, {"machine": machine(local_device()), "arguments": vars(args), "rows": rows})
 
 
