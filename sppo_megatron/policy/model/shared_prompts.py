@@ -179,6 +179,10 @@ def share_rotary_positions(chunk: GPTModel) -> None:
 
 def check_shared_prompts(config: TransformerConfig) -> None:
     """Raises ConfigError if sharing prompts would change what this model learns."""
+    if config.softmax_type != "vanilla":
+        raise ConfigError(
+            "train.shared_prompts can't be had with attention sinks, as gpt-oss has them: set it to false"
+        )
     if config.num_moe_experts is None:
         return
     for key, value in (

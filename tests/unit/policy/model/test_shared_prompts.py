@@ -95,3 +95,9 @@ def test_a_balance_of_experts_that_would_count_otherwise_is_refused(fields, key)
     config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, num_moe_experts=2, **fields)
     with pytest.raises(ConfigError, match=key):
         shared_prompts.check_shared_prompts(config)
+
+
+def test_sinks_are_refused():
+    config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1, softmax_type="learnable")
+    with pytest.raises(ConfigError, match="attention sinks"):
+        shared_prompts.check_shared_prompts(config)
