@@ -20,6 +20,7 @@ from typing import BinaryIO
 from sppo_megatron.data.atomic_file import atomic_file
 from sppo_megatron.data.json_values import parse_object
 from sppo_megatron.data.rollout_record import to_group, to_record
+from sppo_megatron.data.rollout_summary import RolloutSummary, summary_of
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group
 
@@ -76,14 +77,14 @@ def read_groups(path: str | Path, start: int = 0, stop: int | None = None) -> li
     return list(iterate_groups(path, start, stop))
 
 
-def count_responses(path: str | Path) -> list[int]:
-    """The number of responses of each group: of a binary file as its footer says, whose groups are checked when they
-    are read. JSONL is checked as `read_groups` does, one group in memory at a time."""
+def summarize(path: str | Path) -> RolloutSummary:
+    """Of a binary file as its footer says, whose groups are checked when they are read. JSONL is read and checked as
+    `read_groups` does, one group in memory at a time."""
     if is_binary(path):
-        from sppo_megatron.data.rollout_parquet import count_stored_responses
+        from sppo_megatron.data.rollout_parquet import stored_summary
 
-        return count_stored_responses(path)
-    return [len(group.responses) for group in iterate_groups(path)]
+        return stored_summary(path)
+    return summary_of(iterate_groups(path))
 
 
 def iterate_groups(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Group]:

@@ -7,7 +7,7 @@
     preference: list<list<double>>
 
 What a group or a response hasn't is null. Numbers lie byte by byte (byte-stream-split) and are compressed with zstd.
-Every page has a checksum, which reading compares. The footer holds the number of responses of each group.
+Every page has a checksum, which reading compares. The footer holds a summary.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sppo_megatron.data.rollout_record import INT32_MAX, to_group, to_record
+from sppo_megatron.data.rollout_summary import RolloutSummary
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group, Response
 
-_COUNTS = b"sppo_megatron.responses_of_groups"
+_SUMMARY = b"sppo_megatron.summary"
 _BLOCK = 1 << 20  # response tokens of the groups that are compressed together, and that are in memory at a time
 _TEXTS = ("text", "finish_reason", "error")
 _ARRAYS = {"token_ids": np.int32, "loss_mask": np.bool_, "rollout_log_probs": np.float32, "old_log_probs": np.float32}
@@ -51,19 +52,20 @@ _OPTIONS: dict[str, Any] = {
 
 def write_table(file: BinaryIO, groups: Iterable[Group]) -> None:
     """Writes the whole file. Raises ValueError naming the group that breaks one of `read_groups`' rules."""
-    counts: list[int] = []
+    summary = RolloutSummary()
     with pq.ParquetWriter(file, _table([]).schema, **_OPTIONS) as writer:
         for block in _blocks(groups):
-            _check(block, len(counts))
-            counts += [len(group.responses) for group in block]
+            _check(block, len(summary.responses))
+            for group in block:
+                summary.add(group)
             writer.write_table(_table(block), row_group_size=len(block))
-        writer.add_key_value_metadata({_COUNTS: json.dumps(counts).encode()})
+        writer.add_key_value_metadata({_SUMMARY: summary.to_bytes()})
 
 
-def count_stored_responses(path: str | Path) -> list[int]:
-    """The number of responses of each group, from the footer. Raises ConfigError as `iterate_table`."""
+def stored_summary(path: str | Path) -> RolloutSummary:
+    """From the footer. Raises ConfigError as `iterate_table`."""
     with _open(path) as file:
-        return _counts(path, file)
+        return _summary(path, file)
 
 
 def iterate_table(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Group]:
@@ -73,7 +75,7 @@ def iterate_table(path: str | Path, start: int = 0, stop: int | None = None) -> 
     that break one of `read_groups`' rules.
     """
     with _open(path) as file:
-        counts = _counts(path, file)
+        counts = _summary(path, file).responses
         first = 0
         for block in range(file.num_row_groups):
             end = first + file.metadata.row_group(block).num_rows
@@ -103,16 +105,16 @@ def _open(path: str | Path) -> pq.ParquetFile:
         raise ConfigError(f"{path} is no Parquet file, or was cut off: {error}") from None
 
 
-def _counts(path: str | Path, file: pq.ParquetFile) -> list[int]:
-    stored = (file.metadata.metadata or {}).get(_COUNTS)
+def _summary(path: str | Path, file: pq.ParquetFile) -> RolloutSummary:
+    stored = (file.metadata.metadata or {}).get(_SUMMARY)
     if stored is None:
         raise ConfigError(
-            f"{path} wasn't written by this trainer: its footer has no {_COUNTS.decode()}. Give rollouts of your own "
+            f"{path} wasn't written by this trainer: its footer has no {_SUMMARY.decode()}. Give rollouts of your own "
             "as JSONL"
         )
     try:
-        return json.loads(stored)
-    except ValueError as error:
+        return RolloutSummary.from_bytes(stored)
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: its footer is damaged: {error}") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from sppo_megatron.data.rollout_file import iterate_groups, iteration_files, read_groups
+from sppo_megatron.data.rollout_file import iteration_files, read_groups, summarize
 from sppo_megatron.data.sources import LoadedSource
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.rollout.source import SourceState
@@ -24,8 +24,8 @@ class Replay:
     iterations: how many will be asked for, if that is known.
 
     Every line of JSONL that will be used is checked here, before anything expensive starts; binary files are checked by
-    their checksums as they are read. Raises ConfigError if there
-    is nothing to read, and ValueError for a broken line, an empty file, or fewer groups than the iterations need.
+    their checksums as they are read. Raises ConfigError if there is nothing to read, and ValueError for a broken line,
+    an empty file, or fewer groups than the iterations need.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Replay:
         if self.is_folder and iterations is not None:
             self._check_enough(len(self.files), iterations)
             self.files = self.files[:iterations]
-        self._largest_id, self._longest = -1, 0
-        self._responses_of_groups = [[self._measured(group) for group in iterate_groups(file)] for file in self.files]
+        self._summaries = [summarize(file) for file in self.files]
+        self._responses_of_groups = [summary.responses for summary in self._summaries]
         self._check_files()
         if iterations is not None:
             self._check_enough(self.available_iterations, iterations)
@@ -74,7 +74,7 @@ class Replay:
 
     def bounds(self) -> tuple[int, int]:
         """See StoredGroups: of all the files."""
-        return self._largest_id, self._longest
+        return max(s.largest_id for s in self._summaries), max(s.longest for s in self._summaries)
 
     def next(self, iteration: int) -> list[Group]:
         """See GroupSource: `groups(iteration)`."""
@@ -99,15 +99,6 @@ class Replay:
 
     def load_state(self, state: SourceState) -> None:
         """See GroupSource."""
-
-    def _measured(self, group: Group) -> int:
-        """The number of its responses."""
-        tokens = [response.token_ids for response in group.responses]
-        self._largest_id = max(
-            self._largest_id, *(int(ids.max(initial=-1)) for ids in (group.prompt.token_ids, *tokens))
-        )
-        self._longest = max(self._longest, len(group.prompt.token_ids) + max(map(len, tokens), default=0))
-        return len(tokens)
 
     def _place(self, iteration: int) -> tuple[int, int, int | None]:
         """(file, first group, end) of an iteration."""

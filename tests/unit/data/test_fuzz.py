@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sppo_megatron.config import DataConfig
 from sppo_megatron.data.prompts import load_prompts
-from sppo_megatron.data.rollout_file import count_responses, group_line, iterate_groups, read_groups, write_groups
+from sppo_megatron.data.rollout_file import group_line, iterate_groups, read_groups, summarize, write_groups
 from sppo_megatron.errors import ConfigError
 from tests.unit.data.test_conversation import CONCATENATES, JOINS_PARTS, KNOWS_TOOLS, PRINTS
 from tests.unit.data.test_prompts import make_tokenizer
@@ -85,7 +85,7 @@ def test_rollout_files(content, tmp_path):
     except ValueError as error:
         assert str(error).startswith(f"{path}, line "), error
         return
-    assert count_responses(path) == [len(group.responses) for group in found]
+    assert summarize(path).responses == [len(group.responses) for group in found]
     write_groups(path, found)
     lines = path.read_bytes()
     assert b"".join(map(group_line, iterate_groups(path))) == lines

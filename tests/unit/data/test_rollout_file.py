@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sppo_megatron.data.rollout_file import count_responses, read_groups, write_groups
+from sppo_megatron.data.rollout_file import read_groups, summarize, write_groups
 from sppo_megatron.types import Group, Prompt, Response
 
 LINE = {
@@ -89,7 +89,11 @@ def test_everything_comes_back_bitwise(ending, groups, tmp_path_factory):
     write_groups(path, groups)
     back = read_groups(path)
     assert len(back) == len(groups)
-    assert count_responses(path) == [len(group.responses) for group in groups]
+    summary = summarize(path)
+    assert summary.responses == [len(group.responses) for group in groups]
+    tokens = [[group.prompt.token_ids, *(r.token_ids for r in group.responses)] for group in groups]
+    assert summary.largest_id == max((int(i) for group in tokens for ids in group for i in ids), default=-1)
+    assert summary.longest == max((len(p) + max(map(len, rest), default=0) for p, *rest in tokens), default=0)
     for group, again in zip(groups, back, strict=True):
         assert_same_array(group.prompt.token_ids, again.prompt.token_ids, np.int32)
         for name in ("index", "text", "answer", "messages", "extra", "source"):
@@ -227,7 +231,7 @@ def test_what_is_broken_is_named(tmp_path, record, message):
     with pytest.raises(ValueError, match=f"r.jsonl, line 2: {message}"):
         read_groups(path)
     with pytest.raises(ValueError, match=f"r.jsonl, line 2: {message}"):
-        count_responses(path)
+        summarize(path)
 
 
 def test_a_file_torn_anywhere_in_its_last_line(tmp_path):

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sppo_megatron.data import rollout_parquet
-from sppo_megatron.data.rollout_file import count_responses, group_line, iterate_groups, read_groups, write_groups
+from sppo_megatron.data.rollout_file import group_line, iterate_groups, read_groups, summarize, write_groups
+from sppo_megatron.data.rollout_summary import RolloutSummary
 from sppo_megatron.errors import ConfigError
 from sppo_megatron.types import Group, Prompt, Response
 
@@ -73,12 +74,13 @@ def test_a_slice_reads_its_own_blocks_only(tmp_path: Path, small_blocks: None) -
     path = tmp_path / "r.parquet"
     groups = make_groups()
     write_groups(path, groups)
-    assert count_responses(path) == [3] * 6
+    assert summarize(path).responses == [3] * 6
     lines = [group_line(group) for group in groups]
     for start in range(8):
         for stop in (None, *range(8)):
             assert [group_line(group) for group in read_groups(path, start, stop)] == lines[start:stop]
     corrupt_page(path, block=2)
+    assert summarize(path).responses == [3] * 6, "of the footer alone"
     assert [group_line(group) for group in read_groups(path, 1, 4)] == lines[1:4]
     with pytest.raises(ConfigError, match=r"r.parquet: .*(CRC|checksum)"):
         read_groups(path)
@@ -118,7 +120,7 @@ def test_cut_off(tmp_path: Path, length: int) -> None:
     path = tmp_path / "r.parquet"
     write_groups(path, make_groups())
     path.write_bytes(path.read_bytes()[:length])
-    for read in (read_groups, count_responses):
+    for read in (read_groups, summarize):
         with pytest.raises(ConfigError, match=r"r.parquet is no Parquet file, or was cut off"):
             read(path)
 
@@ -131,7 +133,7 @@ def test_somebody_elses_table(tmp_path: Path) -> None:
 
 def test_nothing(tmp_path: Path) -> None:
     write_groups(tmp_path / "r.parquet", [])
-    assert read_groups(tmp_path / "r.parquet") == [] and count_responses(tmp_path / "r.parquet") == []
+    assert read_groups(tmp_path / "r.parquet") == [] and summarize(tmp_path / "r.parquet") == RolloutSummary()
 
 
 @pytest.mark.parametrize(
