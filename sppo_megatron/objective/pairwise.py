@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,12 +86,7 @@ def pairwise_loss(
         "ref_log_ratio_w": ref_log_ratio_w,
         "ref_log_ratio_l": ref_log_ratio_l,
     }
-    needed = PAIRWISE_KINDS[kind]
-    if kind == "inpo" and _checked_ref_coef(ref_coef) > 0:
-        needed = (*needed, "ref_log_ratio_w", "ref_log_ratio_l")
-    for name in needed:
-        if (numbers | rows)[name] is None:
-            raise ValueError(f"{name}: missing for kind {kind!r}, which needs {', '.join(needed)}")
+    needed = _needed(kind, ref_coef, numbers | rows)
     if validate:
         check_finite("log_ratio_w", log_ratio_w, valid)
         check_finite("log_ratio_l", log_ratio_l, valid)
@@ -138,6 +135,17 @@ def _pair_losses(
     if ref_coef > 0:
         margin = margin + ref_coef * (row["ref_log_ratio_w"] - row["ref_log_ratio_l"])
     return (margin - 1 / (2 * eta)).square()
+
+
+def _needed(kind: str, ref_coef: float, given: dict[str, Any]) -> tuple[str, ...]:
+    """The arguments that a kind's loss is made of. Raises ValueError if one is None."""
+    needed = PAIRWISE_KINDS[kind]
+    if kind == "inpo" and _checked_ref_coef(ref_coef) > 0:
+        needed = (*needed, "ref_log_ratio_w", "ref_log_ratio_l")
+    for name in needed:
+        if given[name] is None:
+            raise ValueError(f"{name}: missing for kind {kind!r}, which needs {', '.join(needed)}")
+    return needed
 
 
 def _row(name: str, x: Tensor, like: Tensor, valid: Tensor, validate: bool) -> Tensor:

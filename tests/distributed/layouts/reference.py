@@ -71,6 +71,7 @@ def train(model_folder: Path, rollout_file: Path, settings: Settings) -> Result:
     if settings.opponent:
         folder = model_folder.parent / settings.opponent[0]
         opponent = models.load_model(folder).eval()
+    model.get_input_embeddings().padding_idx = None  # else that token, which may end turns, gets no gradient
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     named = list(model.named_parameters())
     optimizer = torch.optim.AdamW(
