@@ -213,7 +213,7 @@ class Policy:
         )
         iterators = tee(micro_batches, len(self.chunks))
         head = self._log_prob_head if forward_only else self.training_head
-        step = ForwardStep(head, self.device, finish_for(len(plan)), shapes[0])
+        step = ForwardStep(head, self.groups, self.device, finish_for(len(plan)), shapes[0])
         with torch.set_grad_enabled(with_grad or not forward_only):
             records = get_forward_backward_func()(
                 forward_step_func=step,

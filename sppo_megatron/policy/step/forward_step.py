@@ -37,13 +37,13 @@ class ForwardStep:
     """
 
     head: Head
+    groups: ProcessGroupCollection
     device: torch.device
     finish: Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
     shape: tuple[int, int]
 
     def __call__(self, micro_batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
-        groups = self.head.groups
-        if any_was_told(self.device, groups.tp, groups.dp_cp):  # the ranks of this stage
+        if any_was_told(self.device, self.groups.tp, self.groups.dp_cp):  # the ranks of this stage
             return self._nothing(unwrap(model)), lambda output: (output, None)
         batch = next(micro_batches).to(self.device)
         output = model(
@@ -60,8 +60,8 @@ class ForwardStep:
     def _nothing(self, model: GPTModel) -> Tensor:
         """What this stage hands on, with a gradient for what it was handed."""
         if model.pre_process:
-            groups, (b, s) = self.head.groups, self.shape
-            s //= groups.cp.size() * (groups.tp.size() if model.config.sequence_parallel else 1)
+            b, s = self.shape
+            s //= self.groups.cp.size() * (self.groups.tp.size() if model.config.sequence_parallel else 1)
             dtype = model.config.pipeline_dtype or model.config.params_dtype
             received = torch.zeros(s, b, model.config.hidden_size, dtype=dtype, device=self.device, requires_grad=True)
         else:
@@ -75,7 +75,7 @@ class ForwardStep:
         if c.num_moe_experts is None or not (c.moe_aux_loss_coeff or c.moe_router_bias_update_rate):
             return None
         if model.config.sequence_parallel and not model.pre_process:  # the first stage cuts it with the embeddings
-            tp = self.head.groups.tp
+            tp = self.groups.tp
             return batch.padding.chunk(tp.size(), dim=1)[tp.rank()].contiguous()
         return batch.padding
 
