@@ -110,6 +110,41 @@ def any_was_told(device: torch.device, *groups: dist.ProcessGroup | None) -> boo
     return bool(flag.item())
 
 
+class RepeatedQuestion:
+    """`any_was_told` for loops of work on a device, such as micro-batches.
+
+    On a GPU the answer of a question is read when the next one is put: the host never waits for work that it has just
+    given, and is one question ahead of the device at most. The first answer is then no.
+    """
+
+    def __init__(self, device: torch.device, *groups: dist.ProcessGroup | None) -> None:
+        self._device, self._groups = device, groups
+        self._asked: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def ask(self) -> bool:
+        """The same on all ranks of the block. Collective."""
+        if self._device.type != "cuda":
+            return any_was_told(self._device, *self._groups)
+        before, self._asked = self._asked, self._put()
+        if before is None:
+            return False
+        answer, has_arrived = before
+        has_arrived.synchronize()
+        return bool(answer.item())
+
+    def _put(self) -> tuple[Tensor, torch.cuda.Event]:
+        """The answer in pinned memory, and when it will be there."""
+        flag = torch.full((), int(was_told()), dtype=torch.int32, device=self._device)
+        for group in self._groups:
+            if dist.get_world_size(group) > 1:
+                dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=group)
+        answer = torch.empty((), dtype=torch.int32, pin_memory=True)
+        answer.copy_(flag, non_blocking=True)
+        has_arrived = torch.cuda.Event()
+        has_arrived.record()
+        return answer, has_arrived
+
+
 def raise_if_any_was_told(device: torch.device) -> None:
     """Raises Interrupted, on every rank of the job, if one was told to stop. Collective."""
     if any_was_told(device, None):

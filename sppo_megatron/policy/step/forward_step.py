@@ -21,7 +21,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor, nn
 
 from sppo_megatron.batch.collate import MicroBatch
-from sppo_megatron.cluster.interrupt import any_was_told
+from sppo_megatron.cluster.interrupt import RepeatedQuestion
 from sppo_megatron.objective.base import Objective
 from sppo_megatron.parallel import sequence_sum
 from sppo_megatron.policy.model.build import unwrap
@@ -42,8 +42,11 @@ class ForwardStep:
     finish: Callable[[MicroBatch, Tensor], tuple[Tensor, Any]]
     shape: tuple[int, int]
 
+    def __post_init__(self) -> None:
+        self._stopping = RepeatedQuestion(self.device, self.groups.tp, self.groups.dp_cp)  # the ranks of this stage
+
     def __call__(self, micro_batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Callable]:
-        if any_was_told(self.device, self.groups.tp, self.groups.dp_cp):  # the ranks of this stage
+        if self._stopping.ask():
             return self._nothing(unwrap(model)), lambda output: (output, None)
         batch = next(micro_batches).to(self.device)
         output = model(
