@@ -32,7 +32,7 @@ def collected_log_probs(work: Workload, folder: Path) -> Work:
     """`Policy.compute_log_probs` on one rank without its model: all that is no arithmetic of the network."""
     one: Any = SimpleNamespace(size=lambda: 1, rank=lambda: 0)
     policy: Any = policy_module.Policy.__new__(policy_module.Policy)
-    policy.groups = SimpleNamespace(tp=one, pp=one, dp=one, cp=one)
+    policy.groups = SimpleNamespace(tp=one, pp=one, dp=one, cp=one, dp_cp=one)
     policy.device = torch.device("cpu")
     policy.model = SimpleNamespace(longest_sequence=None)
     policy.chunks = [nn.Identity()]
