@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sppo_megatron.data.sources import LoadedSource, build_stream
-from sppo_megatron.rollout.source import SourceState
+from sppo_megatron.rollout.source import MadeBefore, SourceState
 from sppo_megatron.types import Group
 
 
-class RecordedGroups:
+class RecordedGroups(MadeBefore):
     """A GroupSource of groups of equally many responses. They are drawn as prompts are: shuffled or in file order, each
     source by its weight.
 
@@ -49,19 +49,6 @@ class RecordedGroups:
         """See GroupSource."""
         prompts = self._stream.next(self._count, iteration)
         return [self._groups[prompt.source, prompt.index] for prompt in prompts]
-
-    def more(self, iteration: int, place: int, count: int) -> list[Group]:
-        """See GroupSource: an iteration takes its own, and no others."""
-        return []
-
-    def give_back(self, count: int) -> None:
-        """See GroupSource: an iteration's groups are its own."""
-
-    def begin(self, iteration: int) -> None:
-        """See GroupSource: nothing is made ahead."""
-
-    def settle(self) -> None:
-        """See GroupSource: nothing is under way."""
 
     def state(self) -> SourceState:
         """See GroupSource."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from sppo_megatron.data.rollout_file import iteration_files, read_groups, summarize
 from sppo_megatron.data.sources import LoadedSource
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.rollout.source import SourceState
+from sppo_megatron.rollout.source import MadeBefore, SourceState
 from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)
 
 
-class Replay:
+class Replay(MadeBefore):
     """A GroupSource that reads them from rollout files. A pure function of the iteration: a resume needs no state.
 
     path: one file, or a folder whose `iteration_*` files (.parquet, .jsonl), in the order of their names, are
@@ -79,19 +79,6 @@ class Replay:
     def next(self, iteration: int) -> list[Group]:
         """See GroupSource: `groups(iteration)`."""
         return self.groups(iteration)
-
-    def more(self, iteration: int, place: int, count: int) -> list[Group]:
-        """See GroupSource: the groups of an iteration are all there are."""
-        return []
-
-    def give_back(self, count: int) -> None:
-        """See GroupSource: an iteration's groups are its own."""
-
-    def begin(self, iteration: int) -> None:
-        """See GroupSource: nothing is made ahead."""
-
-    def settle(self) -> None:
-        """See GroupSource: nothing is under way."""
 
     def state(self) -> SourceState:
         """See GroupSource: the iteration says it all."""

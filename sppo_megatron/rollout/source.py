@@ -78,6 +78,24 @@ class GroupSource(Protocol):
         ...
 
 
+class MadeBefore:
+    """The part of a GroupSource that is the same for all whose groups are there already: nothing is under way, and an
+    iteration has its own groups and no others."""
+
+    def more(self, iteration: int, place: int, count: int) -> list[Group]:
+        """See GroupSource."""
+        return []
+
+    def give_back(self, count: int) -> None:
+        """See GroupSource."""
+
+    def begin(self, iteration: int) -> None:
+        """See GroupSource."""
+
+    def settle(self) -> None:
+        """See GroupSource."""
+
+
 class Prompts(Protocol):
     """What prompts are drawn from: `PromptStream`, `AdaptiveStream`, `PromptMixture`."""
 
