@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import types
 import uuid
 from multiprocessing import reduction
@@ -15,6 +16,7 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
 MARK = "SPPO_HELPER"  # in the environment of a session's leader, and so of all that it starts
+KILL_S = 5.0  # what the kernel holds longer (a dead network disk) is left to it
 
 
 class _ProcessWithoutMain(SpawnProcess):
@@ -115,21 +117,44 @@ def kill_tree(leader: int, mark: str) -> None:
     """SIGKILL to all that a session's leader has started, and to itself, also if it is gone already.
 
     They are its group, its descendants in other groups, and whatever has its mark in its environment: those whose
-    parents ended before them.
+    parents ended before them. None of them but the leader runs any more when this returns: a signal takes effect
+    later than it is sent, and what is killed may just have started another process.
     """
     import psutil  # not at the top: a helper's start is light
 
-    others = []
+    killed: set[Any] = set()
     with contextlib.suppress(psutil.Error):
-        others = psutil.Process(leader).children(recursive=True)
+        killed.update(psutil.Process(leader).children(recursive=True))
     if leader != os.getpid():
         _kill_group(leader)
-    for process in (*others, *psutil.process_iter()):
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != leader and (process in others or process.environ().get(MARK) == mark):
+    end = time.monotonic() + KILL_S
+    while time.monotonic() < end:
+        killed.update(process for process in psutil.process_iter() if process.pid != leader and _has(process, mark))
+        running = [process for process in killed if _runs(process)]
+        for process in running:
+            with contextlib.suppress(psutil.Error):
                 process.kill()
+        if not running:
+            break
+        time.sleep(0.002)
     if leader == os.getpid():
         _kill_group(leader)
+
+
+def _has(process: Any, mark: str) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        return bool(process.environ().get(MARK) == mark)
+    return False
+
+
+def _runs(process: Any) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD))
+    return False
 
 
 def _kill_group(leader: int) -> None:
