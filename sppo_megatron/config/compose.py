@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppo_megatron.config.overrides import find_unknown, is_free, quote_text, suggestion
+from sppo_megatron.config.overrides import find_unknown, is_free, known_names, quote_text, suggestion
 from sppo_megatron.config.schema import Config, all_keys
 from sppo_megatron.config.values import to_config
 from sppo_megatron.errors import ConfigError, raise_problems
@@ -41,7 +42,7 @@ def compose_config(overrides: Sequence[str], *, extra_folder: str | None = None)
     groups = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
     raise_problems(find_unknown(overrides, groups))
     search = [f"hydra.searchpath=[file://{Path(extra_folder).resolve()}]"] if extra_folder else []
-    ConfigStore.instance().store(name="schema", node=_defaults())
+    _store_defaults()
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(config_folder().resolve()), version_base="1.3"):
@@ -56,25 +57,25 @@ def compose_config(overrides: Sequence[str], *, extra_folder: str | None = None)
     return to_config(values), composed
 
 
-def _defaults() -> DictConfig:
+@cache
+def _store_defaults() -> None:
     """What the YAML files are merged into. Only what lies in a mapping may have names that aren't keys."""
     node = OmegaConf.create(asdict(Config()))
     for name in all_keys():
         if is_free(name):
             OmegaConf.set_struct(OmegaConf.select(node, name), False)
-    return node
+    ConfigStore.instance().store(name="schema", node=node)
 
 
 def _unknown_in(composed: DictConfig, prefix: str = "") -> list[str]:
     """Names that no key has: files may bring them."""
-    known, found = all_keys(), []
+    known, found = known_names(), []
     for name, node in composed.items_ex(resolve=False):
         key = prefix + str(name)
-        is_group = any(other.startswith(f"{key}.") for other in known)
-        if is_group and isinstance(node, DictConfig):
-            found += _unknown_in(node, f"{key}.")
-        elif not is_group and key not in known:
+        if key not in known:
             found.append(key)
+        elif known[key] is None and isinstance(node, DictConfig):
+            found += _unknown_in(node, f"{key}.")
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import get_args, get_origin
 
 from sppo_megatron.config.keys import Key, alternatives
@@ -28,13 +29,13 @@ def find_unknown(overrides: Iterable[str], groups: set[str]) -> Iterator[str]:
         if match is None or match["key"].startswith("hydra"):
             continue
         key = match["key"]
-        if key not in groups and key not in _known() and not any(is_free(name) for name in _parents(key)):
+        if key not in groups and key not in known_names() and not any(is_free(name) for name in _parents(key)):
             yield f"{key} is not a known key{suggestion(key, groups)}"
 
 
 def suggestion(key: str, groups: Iterable[str] = ()) -> str:
     """The known keys nearest to one that isn't known, by their last names if it has no group."""
-    names = {name: [name] for name in [*_known(), *groups]}
+    names = {name: [name] for name in [*known_names(), *groups]}
     if "." not in key:
         for name in all_keys():
             names.setdefault(name.rpartition(".")[2], []).append(name)
@@ -80,9 +81,10 @@ def _is_texts(key: Key) -> bool:
     return any(get_origin(kind) is list and get_args(kind) == (str,) for kind, _ in alternatives(key.hint))
 
 
-def _known() -> list[str]:
-    """Every key by its dotted name, and every group."""
-    return list(dict.fromkeys(name for key in all_keys() for name in [*reversed(_parents(key)), key]))
+@cache
+def known_names() -> dict[str, Key | None]:
+    """Every key by its dotted name, and every group of keys, as None."""
+    return {name: all_keys().get(name) for key in all_keys() for name in [*reversed(_parents(key)), key]}
 
 
 def _parents(key: str) -> list[str]:
