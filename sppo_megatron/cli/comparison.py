@@ -25,7 +25,7 @@ from sppo_megatron.policy.checkpoint.logits import checkpoint_logits
 from sppo_megatron.policy.checkpoint.weights import StoredWeights
 from sppo_megatron.policy.checkpoint.weights_table import WeightsTable
 from sppo_megatron.policy.initialize import destroy_model_parallel, initialize_distributed
-from sppo_megatron.tracking.console import counting
+from sppo_megatron.train.tracking.console import counting
 
 
 def compare(options: argparse.Namespace) -> list[str]:

@@ -28,7 +28,7 @@ from sppo_megatron.hf.untrained import untrained_names, untrained_tensors
 from sppo_megatron.policy.checkpoint.weights import StoredWeights, write_weights
 from sppo_megatron.policy.checkpoint.weights_table import WeightsTable
 from sppo_megatron.policy.initialize import initialize_distributed
-from sppo_megatron.tracking.console import counting
+from sppo_megatron.train.tracking.console import counting
 
 TIMEOUT_MINUTES = 5
 

@@ -24,7 +24,6 @@ from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.engines.base import Engine
 from sppo_megatron.errors import ConfigError, TrainingError
-from sppo_megatron.evaluation.measures import Right
 from sppo_megatron.hf.hf_config import load_hf_config
 from sppo_megatron.hf.hf_folder import resolve_hf_folder
 from sppo_megatron.hf.model_class import model_class_name
@@ -44,10 +43,8 @@ from sppo_megatron.policy.model.precision import params_dtype
 from sppo_megatron.policy.policy import Policy
 from sppo_megatron.policy.step.fp8_probe import build_fp8_probe
 from sppo_megatron.policy.step.reference import build_reference
-from sppo_megatron.tracking.console import ProgressDisplay, print_summary
-from sppo_megatron.tracking.profiler import Profiler
-from sppo_megatron.tracking.tracker import Tracker
-from sppo_megatron.train.evaluation import Evaluator
+from sppo_megatron.train.evaluation.evaluator import Evaluator
+from sppo_megatron.train.evaluation.measures import Right
 from sppo_megatron.train.inputs import Inputs, open_model, read_inputs
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import PreemptionGuard
@@ -57,6 +54,9 @@ from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.rollouts import build_collector, build_engine, build_probe, build_rounds, prompt_stream
 from sppo_megatron.train.saving import Saving
 from sppo_megatron.train.state import TrainerState
+from sppo_megatron.train.tracking.console import ProgressDisplay, print_summary
+from sppo_megatron.train.tracking.profiler import Profiler
+from sppo_megatron.train.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 

@@ -25,14 +25,14 @@ from sppo_megatron.objective.base import Objective
 from sppo_megatron.rewards.scorer import ScoringError
 from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SourceState
-from sppo_megatron.tracking.console import ProgressDisplay
-from sppo_megatron.tracking.profiler import Profiler
-from sppo_megatron.tracking.tracker import Tracker
-from sppo_megatron.train.evaluation import Evaluator, judged_by
+from sppo_megatron.train.evaluation.evaluator import Evaluator, judged_by
 from sppo_megatron.train.first_update import check_first_log_ratio
 from sppo_megatron.train.preemption import Preempted, PreemptionGuard
 from sppo_megatron.train.saving import Saving
 from sppo_megatron.train.state import TrainerState
+from sppo_megatron.train.tracking.console import ProgressDisplay
+from sppo_megatron.train.tracking.profiler import Profiler
+from sppo_megatron.train.tracking.tracker import Tracker
 from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import numpy as np
 
 from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SourceState
-from sppo_megatron.train.evaluation import Evaluator
+from sppo_megatron.train.evaluation.evaluator import Evaluator
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.state import TrainerState
 from sppo_megatron.types import Group

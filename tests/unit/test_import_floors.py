@@ -23,11 +23,9 @@ FLOORS = {
     "cluster": 2,
     "megatron_cpu": 2,
     "data": 3,
-    "tracking": 3,
     "hf": 3,
     "batch": 4,
     "rewards": 4,
-    "evaluation": 5,
     "policy": 5,
     "engines": 6,
     "rollout": 7,
@@ -40,7 +38,6 @@ ONLY: dict[str, set[str]] = {
     "config": {"errors", "objective"},
     "cluster": {"errors"},
     "megatron_cpu": {"parallel"},
-    "evaluation": {"types", "errors", "objective", "rewards"},
 }
 # Third-party packages that only some rooms may import.
 ROOMS_OF = {

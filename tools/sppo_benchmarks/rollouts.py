@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from sppo_benchmarks.measuring import machine, print_table, write_json
-from sppo_megatron.tracking.metrics_file import read_metrics
+from sppo_megatron.train.tracking.metrics_file import read_metrics
 
 STAGES = ("sync", "rollout", "reward", "log_probs", "train")
 

@@ -19,7 +19,7 @@ from sppo_megatron.parallel.fused_kernels import cuda_version, device_capability
 from sppo_megatron.parallel.kernels import select_kernels
 from sppo_megatron.rewards.registry import kind_of, parts_of
 from sppo_megatron.rollout.registry import engine_kind
-from sppo_megatron.tracking.destinations.registry import DESTINATIONS
+from sppo_megatron.train.tracking.destinations.registry import DESTINATIONS
 
 AREA = "configuration"
 CONNECT_TIMEOUT_S = 3.0

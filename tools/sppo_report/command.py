@@ -14,7 +14,7 @@ from pathlib import Path
 from sppo_megatron.cluster.exit_codes import exit_code_of
 from sppo_megatron.data.atomic_file import write_atomically
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.tracking.console import counting
+from sppo_megatron.train.tracking.console import counting
 from sppo_report.page import build_page
 from sppo_report.report_data import build_report
 from sppo_report.run_folder import Run, names_of, read_run

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.tracking.metrics_file import read_objects
+from sppo_megatron.train.tracking.metrics_file import read_objects
 
 Line = Mapping[str, Any]  # one line of metrics.jsonl
 

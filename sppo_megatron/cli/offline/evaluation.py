@@ -22,11 +22,11 @@ from sppo_megatron.config import Config
 from sppo_megatron.data.digests import model_digest, prompts_digest
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.evaluation.comparison import have_same_prompts, rates_against, with_win_rates
-from sppo_megatron.evaluation.measures import Right, share_of_rates
-from sppo_megatron.evaluation.metrics import findings_by_set
 from sppo_megatron.policy.initialize import joined_job
 from sppo_megatron.rewards.scorer import Scorer
+from sppo_megatron.train.evaluation.comparison import have_same_prompts, rates_against, with_win_rates
+from sppo_megatron.train.evaluation.measures import Right, share_of_rates
+from sppo_megatron.train.evaluation.metrics import findings_by_set
 from sppo_megatron.train.inputs import Inputs, read_inputs
 from sppo_megatron.types import Group
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sppo_megatron.data.atomic_file import write_atomically
-from sppo_megatron.evaluation.measures import Estimate
-from sppo_megatron.evaluation.metrics import Findings, evaluation_metrics
+from sppo_megatron.train.evaluation.measures import Estimate
+from sppo_megatron.train.evaluation.metrics import Findings, evaluation_metrics
 from sppo_megatron.train.provenance import package_versions
 
 RESULT = "result.json"

@@ -14,7 +14,7 @@ from sppo_megatron.cli.offline.batches import Batches
 from sppo_megatron.cluster.consensus import agreed, of_first_rank
 from sppo_megatron.data.resumable_file import ResumableFile
 from sppo_megatron.data.rollout_file import group_line
-from sppo_megatron.tracking.console import ProgressDisplay
+from sppo_megatron.train.tracking.console import ProgressDisplay
 from sppo_megatron.types import Group
 
 logger = logging.getLogger(__name__)

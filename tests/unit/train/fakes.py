@@ -20,7 +20,7 @@ from sppo_megatron.rollout.collector import Collector
 from sppo_megatron.rollout.filter import GroupFilter
 from sppo_megatron.rollout.rounds import Rounds
 from sppo_megatron.rollout.source import SampledGroups
-from sppo_megatron.train.evaluation import Evaluator
+from sppo_megatron.train.evaluation.evaluator import Evaluator
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.saving import Saving

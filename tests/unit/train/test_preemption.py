@@ -17,7 +17,7 @@ import torch.distributed as dist
 from sppo_megatron.engines.base import Continuation, Pending
 from sppo_megatron.engines.vllm_servers.engine import _Work
 from sppo_megatron.rollout.collector import Collector
-from sppo_megatron.train.evaluation import Evaluator
+from sppo_megatron.train.evaluation.evaluator import Evaluator
 from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.preemption import Preempted, PreemptionGuard
 from sppo_megatron.train.state import TrainerState

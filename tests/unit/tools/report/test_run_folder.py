@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.tracking.metrics_file import MetricsFile
+from sppo_megatron.train.tracking.metrics_file import MetricsFile
 from sppo_report.run_folder import finite, names_of, read_run
 
 

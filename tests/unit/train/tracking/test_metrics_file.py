@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sppo_megatron.tracking.metrics_file import MetricsFile, read_metrics
+from sppo_megatron.train.tracking.metrics_file import MetricsFile, read_metrics
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_a_file_torn_at_any_byte_is_mended(path):
 
 def test_lines_outlive_a_killed_process(path):
     code = (
-        "import os, sys\nfrom sppo_megatron.tracking.metrics_file import MetricsFile\n"
+        "import os, sys\nfrom sppo_megatron.train.tracking.metrics_file import MetricsFile\n"
         f"file = MetricsFile({str(path)!r})\n"
         "for step in range(100): file.write({'step': step})\n"
         "os.kill(os.getpid(), 9)"

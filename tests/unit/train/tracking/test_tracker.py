@@ -8,8 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sppo_megatron.config import LoggerConfig
-from sppo_megatron.tracking.metrics_file import read_metrics
-from sppo_megatron.tracking.tracker import Tracker
+from sppo_megatron.train.tracking.metrics_file import read_metrics
+from sppo_megatron.train.tracking.tracker import Tracker
 
 
 def log_steps(output_dir, steps, **arguments):
@@ -63,7 +63,7 @@ def test_without_tensorboard(tmp_path):
 def test_missing_packages_are_named(tmp_path):
     code = (
         "import sys; sys.modules['wandb'] = sys.modules['tensorboard'] = None\n"
-        "from sppo_megatron.config import LoggerConfig\nfrom sppo_megatron.tracking.tracker import Tracker\n"
+        "from sppo_megatron.config import LoggerConfig\nfrom sppo_megatron.train.tracking.tracker import Tracker\n"
         "for config in (LoggerConfig(wandb_project='p'), LoggerConfig()):\n"
         f"    try: Tracker({str(tmp_path)!r}, config)\n"
         "    except ValueError as error: print(error)\n"

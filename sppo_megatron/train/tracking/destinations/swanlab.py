@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sppo_megatron.tracking.destinations.base import DestinationKind, Run
+from sppo_megatron.train.tracking.destinations.base import DestinationKind, Run
 
 
 class SwanLab:

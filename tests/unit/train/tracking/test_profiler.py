@@ -12,7 +12,7 @@ import torch
 from sppo_megatron.config import Config, ProfilerConfig
 from sppo_megatron.config.profiler import check_profiler
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.tracking.profiler import Profiler
+from sppo_megatron.train.tracking.profiler import Profiler
 
 
 def run(profiler: Profiler, steps: range) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 
 from sppo_megatron.data.rollout_file import read_groups, write_groups
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.evaluation.comparison import have_same_counts, rates_against, with_win_rates
-from sppo_megatron.evaluation.measures import Right
-from sppo_megatron.evaluation.metrics import evaluation_metrics, findings_by_set
 from sppo_megatron.objective import wilson_interval
 from sppo_megatron.rewards.scorer import Scorer, score_over_ranks
 from sppo_megatron.rollout.collector import Collector
+from sppo_megatron.train.evaluation.comparison import have_same_counts, rates_against, with_win_rates
+from sppo_megatron.train.evaluation.measures import Right
+from sppo_megatron.train.evaluation.metrics import evaluation_metrics, findings_by_set
 from sppo_megatron.types import Group, Prompt
 
 logger = logging.getLogger(__name__)

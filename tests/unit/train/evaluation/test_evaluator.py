@@ -11,14 +11,14 @@ import torch.distributed as dist
 
 from sppo_megatron.config import RewardConfig
 from sppo_megatron.errors import ConfigError
-from sppo_megatron.evaluation.measures import Right
 from sppo_megatron.rewards.registry import build_scorer
-from sppo_megatron.train.evaluation import Evaluator, judged_by
+from sppo_megatron.train.evaluation.evaluator import Evaluator, judged_by
+from sppo_megatron.train.evaluation.measures import Right
 from sppo_megatron.types import Group, Prompt, Response
 
 PROMPTS = [Prompt(i, np.array([i + 1], np.int32), text=f"prompt {i}", answer="7") for i in range(4)]
 SCORES = {"kind": "numeric"}
-PREFERENCES = {"kind": "pairwise_function", "function": "tests.unit.train.test_evaluation:longer_is_better"}
+PREFERENCES = {"kind": "pairwise_function", "function": "tests.unit.train.evaluation.test_evaluator:longer_is_better"}
 
 
 def refuses(prompt: str, first: str, second: str, answer: str | None) -> float:
@@ -131,7 +131,7 @@ def test_answers_to_other_prompts_are_left_out(tmp_path, caplog):
 
 
 def test_comparisons_that_fail_are_ties_and_counted(tmp_path):
-    refusing = PREFERENCES | {"function": "tests.unit.train.test_evaluation:refuses"}
+    refusing = PREFERENCES | {"function": "tests.unit.train.evaluation.test_evaluator:refuses"}
     of = evaluator(refusing, [["a"]] * 4, [["bb"]] * 4, folder=tmp_path)
     assert of.evaluate(0)["eval_reward_errors"] == 0
     metrics = of.evaluate(1)

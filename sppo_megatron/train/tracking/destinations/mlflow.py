@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sppo_megatron.tracking.destinations.base import DestinationKind, Run
+from sppo_megatron.train.tracking.destinations.base import DestinationKind, Run
 
 _MAX_BATCH = 1000  # metrics that a server takes at once
 

@@ -12,7 +12,7 @@ import rich.console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sppo_megatron.tracking.metrics_file import to_plain
+from sppo_megatron.train.tracking.metrics_file import to_plain
 
 # Metric, its name on the screen, how it is written. A metric that is absent is left out.
 COLUMNS = (

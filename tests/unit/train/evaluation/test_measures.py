@@ -7,8 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from sppo_megatron.evaluation.measures import Estimate, Right, mean_reward, measures_of_samples, sample_sizes, share
 from sppo_megatron.objective import wilson_interval
+from sppo_megatron.train.evaluation.measures import (
+    Estimate,
+    Right,
+    mean_reward,
+    measures_of_samples,
+    sample_sizes,
+    share,
+)
 from sppo_megatron.types import Group, Prompt, Response
 
 TOKENS = np.array([1], np.int32)

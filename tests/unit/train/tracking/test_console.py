@@ -9,10 +9,10 @@ import sys
 import rich.console
 import torch
 
-from sppo_megatron.tracking.console import ProgressDisplay, print_summary
+from sppo_megatron.train.tracking.console import ProgressDisplay, print_summary
 
 SCRIPT = """
-from sppo_megatron.tracking.console import ProgressDisplay
+from sppo_megatron.train.tracking.console import ProgressDisplay
 with ProgressDisplay(3, completed=1) as progress:
     for done in (2, 3):
         metrics = {"reward_mean": 0.5, "loss": 0.01, "log_ratio_abs_max": 0.2, "tokens_per_second": 12345.6}

@@ -8,7 +8,7 @@ from math import prod
 
 import pytest
 
-from sppo_megatron.evaluation.estimators import maj_at_k, pass_at_k
+from sppo_megatron.train.evaluation.estimators import maj_at_k, pass_at_k
 
 
 def mean(values) -> Fraction:

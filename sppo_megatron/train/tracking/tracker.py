@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sppo_megatron.config import LoggerConfig
-from sppo_megatron.tracking.destinations.base import Destination, Run
-from sppo_megatron.tracking.destinations.registry import DESTINATIONS
-from sppo_megatron.tracking.metrics_file import MetricsFile, to_plain
-from sppo_megatron.tracking.rollout_table import COLUMNS, NAME, rows_of
+from sppo_megatron.train.tracking.destinations.base import Destination, Run
+from sppo_megatron.train.tracking.destinations.registry import DESTINATIONS
+from sppo_megatron.train.tracking.metrics_file import MetricsFile, to_plain
+from sppo_megatron.train.tracking.rollout_table import COLUMNS, NAME, rows_of
 from sppo_megatron.types import Group
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sppo_megatron.evaluation.estimators import maj_at_k, pass_at_k
 from sppo_megatron.objective import clustered_interval, clustered_share_interval
 from sppo_megatron.rewards.same_answer import count_votes
+from sppo_megatron.train.evaluation.estimators import maj_at_k, pass_at_k
 from sppo_megatron.types import Group, Response
 
 

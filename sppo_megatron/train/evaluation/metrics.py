@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sppo_megatron.evaluation.measures import Estimate, Right, mean_reward, measures_of_samples, share
+from sppo_megatron.train.evaluation.measures import Estimate, Right, mean_reward, measures_of_samples, share
 from sppo_megatron.types import Group
 
 

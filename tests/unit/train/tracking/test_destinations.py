@@ -17,9 +17,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sppo_megatron.config import LoggerConfig
-from sppo_megatron.tracking.destinations.registry import DESTINATIONS
-from sppo_megatron.tracking.rollout_table import COLUMNS, rows_of
-from sppo_megatron.tracking.tracker import Tracker
+from sppo_megatron.train.tracking.destinations.registry import DESTINATIONS
+from sppo_megatron.train.tracking.rollout_table import COLUMNS, rows_of
+from sppo_megatron.train.tracking.tracker import Tracker
 from sppo_megatron.types import Group, Prompt, Response
 
 OFFLINE = {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline", "WANDB_SILENT": "true"}
@@ -39,8 +39,8 @@ def track(folder: Path, **logger: object) -> None:
     these packages keep threads and settings of their own."""
     code = f"""
 from sppo_megatron.config import LoggerConfig
-from sppo_megatron.tracking.tracker import Tracker
-from tests.unit.tracking.test_destinations import GROUPS
+from sppo_megatron.train.tracking.tracker import Tracker
+from tests.unit.train.tracking.test_destinations import GROUPS
 for resume_step in (None, 1):
     config = LoggerConfig(tensorboard=False, rollout_rows=2, **{logger!r})
     tracker = Tracker({str(folder)!r}, config, resume_step=resume_step, run_config={{"objective": {{"eta": 2.0}}}})
