@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -141,10 +141,12 @@ class Trainer:
             raise
 
     def _begin_iteration(self) -> Iteration:
-        groups, made = self.rollouts.next(self.state.iteration)
+        with self._stage("rollouts and scores"):
+            groups, made = self.rollouts.next(self.state.iteration)
         scored = time.perf_counter()
         sequences = sequences_of(groups, self.policy.objective.units)
-        old_log_probs, entropy = self.policy.compute_log_probs(sequences)
+        with self._stage("log-probs"):
+            old_log_probs, entropy = self.policy.compute_log_probs(sequences)
         batch = self._build_batch(groups, sequences, old_log_probs, self.state.step)
         if self.fp8_probe is not None:
             self.state.iteration_metrics |= self.fp8_probe(sequences, old_log_probs)
@@ -185,7 +187,8 @@ class Trainer:
         """Gives the engine the new weights. The metrics returned belong to the rollouts that follow."""
         self.rollouts.settle()
         started = time.perf_counter()
-        num_bytes = self.engine.load_weights(self.policy.export_weights(), self.state.step)
+        with self._stage("weights to the engine"):
+            num_bytes = self.engine.load_weights(self.policy.export_weights(), self.state.step)
         metrics = {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
         if self.probe is not None:
             metrics["probe_mismatch"] = self.probe.check(self.policy.compute_log_probs)
@@ -209,6 +212,9 @@ class Trainer:
         iteration.last_line = line
         self.saving.checkpointer.poll()
 
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        return self.profiler.stage(name) if self.profiler else nullcontext()
+
     # ---------------------------------------------------------------- evaluation, checkpoints, resume
 
     def _is_evaluation(self) -> bool:
@@ -219,7 +225,8 @@ class Trainer:
         if self.evaluator is None:
             return {}
         try:
-            metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
+            with self._stage("evaluation"):
+                metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
         except ScoringError as error:
             self.state.evaluation_due = False
             self._save_and_wait()
@@ -241,7 +248,8 @@ class Trainer:
         old_log_probs = None if self.begun_iteration is None else self.begun_iteration.batch.old_log_probs
         ended = self.state.iteration >= self.config.train.iterations
         reshardable = ended or self.config.checkpoint.reshardable
-        self.saving.save(self.state, self.rollouts, self.evaluator, old_log_probs, reshardable=reshardable)
+        with self._stage("checkpoint"):
+            self.saving.save(self.state, self.rollouts, self.evaluator, old_log_probs, reshardable=reshardable)
 
     def _save_and_wait(self) -> None:
         """Before the run ends: an asynchronous save is complete when this returns."""

@@ -48,7 +48,7 @@ function showOverview() {
     byId("summary").append(element("ul", {class: "facts"}, headlines.map(({label, values}) => element("li", {},
       label, " ", element("b", {}, values[0])))));
   }
-  byId("stages").append(stageCard() || "");
+  byId("stages").append(stageCard() || "", ...runs.filter((run) => run.timeline).map(timelineCard));
 }
 
 // Where the time of each run went, every stage in one shade.

@@ -10,7 +10,16 @@ from importlib import resources
 from typing import Any
 
 _FILES = resources.files("sppo_report")
-_SCRIPTS = ("elements.js", "scales.js", "chart.js", "overview.js", "samples.js", "report.js")
+_SCRIPTS = (
+    "elements.js",
+    "scales.js",
+    "chart.js",
+    "timeline.js",
+    "overview.js",
+    "conversation.js",
+    "samples.js",
+    "report.js",
+)
 
 
 def build_page(data: dict[str, Any]) -> bytes:

@@ -240,6 +240,15 @@ PANELS = (
     ),
     Panel(
         "Responses",
+        "Token age",
+        ("token_age_mean", "token_age_max"),
+        "Optimizer steps between the weights that sampled a token and those that an iteration begins with.",
+        "steps",
+        advice="Above 0 with rollout.ahead: the objective regresses on what an earlier policy sampled; if it learns "
+        "worse than without, give up generating ahead.",
+    ),
+    Panel(
+        "Responses",
         "Prompts that wait",
         ("prompts_waiting",),
         "With data.adaptive: prompts that taught nothing and will be passed over when their turn comes.",

@@ -14,6 +14,7 @@ from sppo_report.run_folder import Run
 from sppo_report.samples import SampleLimits, shown_iterations
 from sppo_report.seeds import seed_groups
 from sppo_report.summary import config_rows, stage_seconds, summary_rows
+from sppo_report.timeline import timeline
 from sppo_report.tokens import TokenTexts, find_tokenizer
 
 
@@ -45,6 +46,7 @@ def _run(run: Run, limits: SampleLimits, tokenizer: Path | None, advance: Callab
     by_metric = curves(run)
     if set(by_metric.get("win_rate_mean", Curve()).values) == {0.5}:  # what is logged without win rates
         del by_metric["win_rate_mean"]
+    of_ranks = timeline(run)
     path = find_tokenizer(run, tokenizer)
     iterations = []
     for iteration in shown_iterations(run, limits, None if path is None else TokenTexts(path)):
@@ -61,6 +63,7 @@ def _run(run: Run, limits: SampleLimits, tokenizer: Path | None, advance: Callab
         "problems": run.problems,
         "warnings": [asdict(finding) for finding in find_warnings(run)],
         "stage_seconds": stage_seconds(by_metric),
+        "timeline": of_ranks,
         "iteration_starts": _iteration_starts(run),
         "curves": {name: _points(thin(curve)) for name, curve in by_metric.items()},
         "iterations": iterations,

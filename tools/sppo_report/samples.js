@@ -112,7 +112,7 @@ function sampleCard(sample, name, bound) {
       fact("policy version", sample.policy_version),
       fact("response", `${place} of group ${sample.group}`)),
     sample.error === null ? null : element("p", {class: "error"}, `Scoring failed: ${sample.error}`),
-    element("h4", {}, "Prompt"), element("pre", {}, sample.prompt ?? "–"),
+    promptText(sample),
     element("h4", {}, "Response"), tokenText(sample, name, bound),
     sample.answer === null ? null : [element("h4", {}, "Expected"), element("pre", {}, sample.answer)],
     element("h4", {}, "Scores of the group"),
@@ -127,7 +127,8 @@ function tokenText(sample, name, bound) {
   let current = -1;
   const nodes = texts.map((text, i) => {
     const node = element("span", {class: "token", "data-index": i}, text.replaceAll("\n", "↵\n") || "·");
-    if (values) paint(node, name, values[i], bound);
+    if (sample.sampled && !sample.sampled[i]) node.classList.add("given");
+    else if (values) paint(node, name, values[i], bound);
     return node;
   });
   const read = (index, aloud) => {
@@ -162,6 +163,7 @@ function tokenFacts(sample, index) {
   const facts = [`token ${place} of ${sample.length}`];
   if (sample.token_texts) facts.push(JSON.stringify(sample.token_texts[index]));
   facts.push(`id ${sample.token_ids[index]}`);
+  if (sample.sampled && !sample.sampled[index]) return [...facts, "given, not sampled"].join(" · ");
   if (sample.differences) facts.push(`old − rollout ${signed(sample.differences[index])}`);
   if (sample.log_probs) {
     const logProb = sample.log_probs[index];

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -69,12 +70,16 @@ def _sample(
     limits: SampleLimits,
     token_texts: Callable[[Sequence[object]], list[str]] | None,
 ) -> dict[str, Any]:
-    """JSON of one response. Log-probs in nats; `left_out` tokens are missing after the first `head`."""
+    """JSON of one response. Log-probs in nats; `left_out` tokens are missing after the first `head`.
+
+    sampled: of each token, whether the policy sampled it; None if it sampled all of them.
+    """
     response = record["responses"][row.place]
     ids = response["token_ids"]
     head, tail = _ends(len(ids), limits.tokens)
     log_probs = numbers(response.get("rollout_log_probs"), len(ids))
     differences = log_prob_differences(response)
+    sampled = numbers(response.get("loss_mask"), len(ids))
 
     def shown(values: Sequence[Any]) -> list[Any]:
         return [*values[:head], *values[len(values) - tail :]] if tail else list(values[:head])
@@ -84,6 +89,7 @@ def _sample(
         "group": row.line,
         "place": row.place + 1,
         "prompt": _prompt(record, token_texts),
+        "messages": _messages(record),
         "answer": _text(record.get("answer")),
         "text": _text(response.get("text")),
         "scores": group_scores(record),
@@ -102,6 +108,7 @@ def _sample(
         "token_texts": None if token_texts is None else shown(token_texts(ids)),
         "log_probs": None if log_probs is None else [_short(value) for value in shown(log_probs)],
         "differences": None if differences is None else [_short(value) for value in shown(differences)],
+        "sampled": None if sampled is None else [bool(value) for value in shown(sampled)],
     }
 
 
@@ -117,6 +124,23 @@ def _prompt(record: Mapping[str, Any], token_texts: Callable[[Sequence[object]],
     if record.get("prompt") is None and isinstance(ids, list):
         return _text("".join(token_texts(ids)) if token_texts else f"{len(ids)} tokens: {' '.join(map(str, ids))}")
     return _text(record.get("prompt"))
+
+
+def _messages(record: Mapping[str, Any]) -> list[dict[str, str | None]] | None:
+    """[{role, text}, ...] of a conversation, None if the record has none. What is no text is shown as JSON."""
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
+        return None
+    return [{"role": _text(message.get("role")), "text": _text(_content(message))} for message in messages]
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [] if content is None else [content]
+    parts = [part.get("text", part) if isinstance(part, dict) else part for part in parts]
+    rest = {name: value for name, value in message.items() if name not in ("role", "content") and value}
+    parts += [rest] if rest else []
+    return "\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in parts)
 
 
 def _text(value: object) -> str | None:

@@ -1,8 +1,10 @@
-"""Traces of some optimizer steps: torch's profiler, memory snapshots, or marks for Nsight Systems."""
+"""Records of some optimizer steps: traces, memory, marks for Nsight Systems, and what each rank did when."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,8 @@ class Profiler:
     """Records from the first to the last of `profiler.steps`, rollouts between them included.
 
     output_dir: `profile/` is made in it. rank: of this process in the job; it writes `rank_0003_steps_3-5.json.gz`
-    there, in the format of Chrome's traces, and of allocations on CUDA `rank_0003_steps_3-5_memory.pickle`.
+    there, in the format of Chrome's traces, of allocations on CUDA `rank_0003_steps_3-5_memory.pickle`, and in
+    `rank_0003_steps_3-5_stages.json` {"rank": 3, "stages": [[name, start, end], ...]} in seconds since 1970.
     Raises ConfigError on profiler.nsys without CUDA.
     """
 
@@ -27,6 +30,8 @@ class Profiler:
             raise ConfigError("profiler.nsys=true marks steps on CUDA, which isn't here: without it a trace is written")
         self._config = config
         self._path = output_dir / "profile" / f"rank_{rank:04d}_steps_{self._first}-{self._last}"
+        self._rank = rank
+        self._stages: list[tuple[str, float, float]] = []
         self._end: Callable[[], None] | None = None
 
     @contextlib.contextmanager
@@ -34,23 +39,39 @@ class Profiler:
         """Around the optimizer step of this number. A run that continues behind the first step records the rest."""
         if self._end is None and self._first <= number <= self._last:
             self._end = self._begin()
-        with torch.profiler.record_function(f"optimizer step {number}") if self._end else contextlib.nullcontext():
+        with self.stage(f"optimizer step {number}"):
             yield
         if number == self._last:
             self.close()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Around a part of an iteration, which has this name in what is recorded."""
+        if self._end is None:
+            yield
+            return
+        nsys = self._config.nsys
+        start = time.time()
+        with torch.cuda.nvtx.range(name) if nsys else torch.profiler.record_function(name):
+            try:
+                yield
+            finally:
+                self._stages.append((name, start, time.time()))
 
     def close(self) -> None:
         """Writes what was recorded, also if the run ends before the last step. A second call does nothing."""
         if self._end is not None:
             end, self._end = self._end, None
             end()
+            stages = {"rank": self._rank, "stages": self._stages}
+            Path(f"{self._path}_stages.json").write_text(json.dumps(stages), encoding="utf-8")
 
     def _begin(self) -> Callable[[], None]:
         """Starts recording; what is returned ends it and writes."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._config.nsys:
             torch.cuda.profiler.start()
             return torch.cuda.profiler.stop
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         on_gpu = torch.cuda.is_available()
         if self._config.memory and on_gpu:
             torch.cuda.memory._record_memory_history()

@@ -189,6 +189,18 @@ def test_the_gate_weighs_what_it_compared():
     assert (batch.metrics["mismatch_exceeded"], batch.metrics["mismatch_other_version"]) == (1.0, 1.0)
 
 
+def test_the_age_of_tokens():
+    groups = make_groups([[0.0, 1.0, 0.5]])
+    for place, version in enumerate((9, 7, None)):
+        groups[0].responses[place] = replace(groups[0].responses[place], policy_version=version)
+    old = far_from_the_engine(groups, (0.0, 0.0, 0.0))
+    first, second, _ = [r.length for _, r in responses_of(groups)]
+    metrics = make_batch(groups, Sppo(), old, version=10).metrics
+    assert metrics["token_age_mean"] == pytest.approx((1 * first + 3 * second) / (first + second))
+    assert metrics["token_age_max"] == 3
+    assert "token_age_mean" not in make_batch(groups, Sppo(), old, version=8).metrics, "versions of another run"
+
+
 def test_importance_weights_that_are_there_already_are_not_squared():
     groups = make_groups([[0.0, 1.0]])
     old, mismatch = far_from_the_engine(groups, (0.3, -0.2)), MismatchConfig(action="importance_weight", **TIGHT)

@@ -31,7 +31,7 @@ def test_everything_that_was_stored(make_run):
         "prompt": "two?", "answer": "2", "text": "abc", "scores": [0.5], "finish_reason": "stop", "correct": True,
         "policy_version": "12", "length": 3, "left_out": 0, "token_ids": ["4", "5", "6"],
         "token_texts": ["<4>", "<5>", "<6>"], "log_probs": [-0.5, -1.0, -0.25], "differences": [-0.25, 0.0, 0.125],
-        "mismatch": 0.125, "group": 1, "place": 1, "error": None, "win_rates": None,
+        "mismatch": 0.125, "group": 1, "place": 1, "error": None, "win_rates": None, "messages": None, "sampled": None,
     }  # fmt: skip
     assert {name: sample[name] for name in expected} == expected
 
@@ -87,3 +87,29 @@ def test_totals_and_limits(make_run):
     assert first["degenerate"] == [(1.0, 2), (0.0, 1)]
     assert len(first["samples"]) == 2
     assert run.problems[-1] == "iteration_000006.jsonl: not a JSON object in line 4, left out"
+
+
+def test_a_conversation_is_shown_by_its_turns(make_run):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "add"}, {"type": "text", "text": "2 and 3"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"name": "sum", "arguments": "2,3"}]},
+        {"role": "tool", "content": "5", "tool_call_id": "c1"},
+    ]
+    sample = only_sample(make_run, GROUP | {"messages": messages})
+    assert [(message["role"], message["text"]) for message in sample["messages"]] == [
+        ("system", "be brief"),
+        ("user", "add\n2 and 3"),
+        ("assistant", '{"tool_calls": [{"name": "sum", "arguments": "2,3"}]}'),
+        ("tool", '5\n{"tool_call_id": "c1"}'),
+    ]
+
+
+@pytest.mark.parametrize("wrong", [{}, [], "x", 3, True, [1], [{"role": {}, "content": [3, {"a": 1}]}], [{}]])
+def test_messages_of_any_form_cost_nothing_else(make_run, wrong):
+    assert only_sample(make_run, GROUP | {"messages": wrong})["length"] == 3
+
+
+def test_tokens_that_were_given_are_marked(make_run):
+    sample = only_sample(make_run, GROUP | {"responses": [RESPONSE | {"loss_mask": [1, 0, 1]}]})
+    assert sample["sampled"] == [True, False, True]

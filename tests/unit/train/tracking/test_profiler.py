@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def run(profiler: Profiler, steps: range) -> None:
 
 
 def steps_in(folder: Path) -> list[str]:
-    [trace] = (folder / "profile").iterdir()
+    [trace] = (folder / "profile").glob("*.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     return sorted({event["name"] for event in events if str(event.get("name")).startswith("optimizer step")})
 
@@ -55,7 +56,7 @@ def test_a_run_that_continues_behind_the_last_step_records_nothing(tmp_path: Pat
 
 def test_stacks_and_memory(tmp_path: Path):
     run(Profiler(ProfilerConfig(steps=[1, 1], stacks=True, memory=True), tmp_path, rank=2), range(1, 3))
-    [trace] = (tmp_path / "profile").iterdir()
+    [trace] = (tmp_path / "profile").glob("*.json.gz")
     assert trace.name == "rank_0002_steps_1-1.json.gz"
     text = gzip.decompress(trace.read_bytes()).decode()
     assert "[memory]" in text and "test_profiler.py" in text
@@ -72,3 +73,21 @@ def test_steps_that_are_none(steps: list[int]):
     [problem] = check_profiler(ProfilerConfig(steps=steps))
     assert "profiler.steps=[3,5]" in problem
     assert not list(check_profiler(Config().profiler))
+
+
+def test_what_lies_between_the_steps_is_recorded_with_its_times(tmp_path: Path):
+    profiler = Profiler(ProfilerConfig(steps=[2, 3]), tmp_path, rank=7)
+    before = time.time()
+    for step in range(1, 5):
+        with profiler.stage("rollouts"):
+            time.sleep(0.01)
+        with profiler.step(step):
+            pass
+    after = time.time()
+    [file] = (tmp_path / "profile").glob("rank_0007_*_stages.json")
+    found = json.loads(file.read_text())
+    assert found["rank"] == 7
+    assert [name for name, _, _ in found["stages"]] == ["optimizer step 2", "rollouts", "optimizer step 3"]
+    times = [value for _, start, end in found["stages"] for value in (start, end)]
+    assert times == sorted(times) and before <= times[0] and times[-1] <= after
+    assert found["stages"][1][2] - found["stages"][1][1] >= 0.01
