@@ -51,9 +51,8 @@ def build_batch(
     columns |= log_ratio_columns(sequences, old_log_probs, rollouts, ref_log_probs)
     importance = importance_column(targets, sequences, old_log_probs, rollouts, objective, verdict.to_weight)
     columns |= {"importance_weight": importance, "weight": columns["weight"] * importance}
-    metrics = (
-        verdict.metrics | _token_age(sequences, rollouts, version) | _metrics(targets, groups, objective, degenerate)
-    )
+    metrics = verdict.metrics | _token_age(sequences, rollouts, version)
+    metrics |= _metrics(targets, groups, objective, degenerate)
     if ref_log_probs is not None:
         metrics |= mean_over_sampled("kl_ref", columns["ref_log_ratio"], targets)
     out = (units != NOTHING) & verdict.dropped[units]
@@ -126,12 +125,12 @@ def _metrics(
 def _token_age(sequences: Sequences, rollouts: Rollouts, version: int | None) -> dict[str, float]:
     """Optimizer steps between the weights that sampled a token and those of `version`, which it is trained from.
 
-    {} if no version is known, or if one is later: then it counts the steps of another run.
+    Over the tokens that count. {} if no version is known, or if one is later: then it counts the steps of another run.
     """
     known = rollouts.versions != UNKNOWN
     if version is None or not known.any() or rollouts.versions.max() > version:
         return {}
-    ages, tokens = version - rollouts.versions[known], np.diff(sequences.offsets)[known]
+    ages, tokens = version - rollouts.versions[known], sequences.lengths[known]
     return {"token_age_mean": float((ages * tokens).sum() / max(tokens.sum(), 1)), "token_age_max": float(ages.max())}
 
 

@@ -144,6 +144,7 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
             run_config=OmegaConf.to_container(composed, resolve=True),  # type: ignore[arg-type]
         ),
         display=ProgressDisplay(config.train.iterations, state.iteration, enabled=is_main and config.logger.progress),
+        profiler=Profiler(config.profiler, output_dir, dist.get_rank()),
         state=state,
         resumed_from=resumed_from,
         begun=begun,
@@ -151,7 +152,6 @@ def build_trainer(config: Config, composed: DictConfig, parts: Parts, lock: Outp
         fp8_probe=build_fp8_probe(policy, config.precision),
         reference=build_reference(policy, lambda path: _open_policy(config, path)),
         probe=build_probe(config, inputs, parts.engine),
-        profiler=Profiler(config.profiler, output_dir, dist.get_rank()) if config.profiler.steps else None,
     )
 
 
@@ -205,8 +205,7 @@ def close(trainer: Trainer, parts: Parts) -> None:
     """Ends worker processes, gives signals back and closes files."""
     if trainer.preemption is not None:
         trainer.preemption.close()
-    if trainer.profiler is not None:
-        trainer.profiler.close()
+    trainer.profiler.close()
     trainer.tracker.close()
     if trainer.saving.rollout_writer is not None:
         trainer.saving.rollout_writer.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -75,6 +74,7 @@ class Trainer:
     saving: Saving
     tracker: Tracker
     display: ProgressDisplay
+    profiler: Profiler
     state: TrainerState = field(default_factory=TrainerState)
     resumed_from: Path | None = None
     begun: Config | None = None
@@ -82,7 +82,6 @@ class Trainer:
     fp8_probe: Callable[[Sequences, np.ndarray], dict[str, float]] | None = None
     reference: Callable[[Sequences], np.ndarray] | None = None
     probe: WeightProbe | None = None
-    profiler: Profiler | None = None
     begun_iteration: Iteration | None = None
 
     def run(self) -> None:
@@ -141,11 +140,11 @@ class Trainer:
             raise
 
     def _begin_iteration(self) -> Iteration:
-        with self._stage("rollouts and scores"):
+        with self.profiler.stage("rollouts and scores"):
             groups, made = self.rollouts.next(self.state.iteration)
         scored = time.perf_counter()
-        sequences = sequences_of(groups, self.policy.objective.units)
-        with self._stage("log-probs"):
+        with self.profiler.stage("log-probs"):
+            sequences = sequences_of(groups, self.policy.objective.units)
             old_log_probs, entropy = self.policy.compute_log_probs(sequences)
         batch = self._build_batch(groups, sequences, old_log_probs, self.state.step)
         if self.fp8_probe is not None:
@@ -185,9 +184,9 @@ class Trainer:
 
     def _push(self) -> dict[str, float]:
         """Gives the engine the new weights. The metrics returned belong to the rollouts that follow."""
-        self.rollouts.settle()
-        started = time.perf_counter()
-        with self._stage("weights to the engine"):
+        with self.profiler.stage("weights to the engine"):
+            self.rollouts.settle()
+            started = time.perf_counter()
             num_bytes = self.engine.load_weights(self.policy.export_weights(), self.state.step)
         metrics = {"seconds_sync": time.perf_counter() - started, "sync_bytes": float(num_bytes)}
         if self.probe is not None:
@@ -196,7 +195,7 @@ class Trainer:
 
     def _train_step(self, units: np.ndarray, iteration: Iteration) -> None:
         started = time.perf_counter()
-        with self.profiler.step(self.state.step + 1) if self.profiler else nullcontext():
+        with self.profiler.step(self.state.step + 1):
             metrics = self.policy.train_step(iteration.batch, units)
         seconds = time.perf_counter() - started
         if self.state.minibatch == 0:
@@ -212,9 +211,6 @@ class Trainer:
         iteration.last_line = line
         self.saving.checkpointer.poll()
 
-    def _stage(self, name: str) -> AbstractContextManager[None]:
-        return self.profiler.stage(name) if self.profiler else nullcontext()
-
     # ---------------------------------------------------------------- evaluation, checkpoints, resume
 
     def _is_evaluation(self) -> bool:
@@ -225,7 +221,7 @@ class Trainer:
         if self.evaluator is None:
             return {}
         try:
-            with self._stage("evaluation"):
+            with self.profiler.stage("evaluation"):
                 metrics = self.state.evaluation_last = self.evaluator.evaluate(self.state.iteration)
         except ScoringError as error:
             self.state.evaluation_due = False
@@ -248,7 +244,7 @@ class Trainer:
         old_log_probs = None if self.begun_iteration is None else self.begun_iteration.batch.old_log_probs
         ended = self.state.iteration >= self.config.train.iterations
         reshardable = ended or self.config.checkpoint.reshardable
-        with self._stage("checkpoint"):
+        with self.profiler.stage("checkpoint"):
             self.saving.save(self.state, self.rollouts, self.evaluator, old_log_probs, reshardable=reshardable)
 
     def _save_and_wait(self) -> None:

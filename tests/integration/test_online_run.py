@@ -12,6 +12,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sppo_report.panel_table import PANELS
+from sppo_report.run_folder import Run
+from sppo_report.timeline import timeline
 from tests.integration import tiny_task
 from tests.stored_rollouts import stored_groups
 
@@ -112,7 +114,7 @@ def test_a_run_is_not_overwritten(output: Path) -> None:
 
 def test_traces_of_both_ranks(output: Path) -> None:
     """Steps 2 to 4, and what lies between 3 and 4: an update, rollouts, log-probs."""
-    traces = sorted((output / "profile").iterdir())
+    traces = sorted((output / "profile").glob("*.json.gz"))
     assert [path.name for path in traces] == [f"rank_{rank:04d}_steps_2-4.json.gz" for rank in (0, 1)]
     for path in traces:
         names = {event.get("name") for event in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]}
@@ -120,3 +122,24 @@ def test_traces_of_both_ranks(output: Path) -> None:
             f"optimizer step {step}" for step in (2, 3, 4)
         }
         assert "aten::multinomial" in names or "aten::mm" in names
+
+
+def test_what_both_ranks_did_when(output: Path) -> None:
+    """The report's timeline, from the real loop: every stage, one after the other, the same on both ranks."""
+    of_run = timeline(Run("run", output))
+    first, second = ([name for name, _, _ in of_rank["stages"]] for of_rank in of_run["ranks"])
+    assert first == second
+    assert first == [
+        "optimizer step 2",
+        "optimizer step 3",
+        "weights to the engine",
+        "evaluation",
+        "checkpoint",
+        "rollouts and scores",
+        "log-probs",
+        "optimizer step 4",
+    ]
+    for of_rank in of_run["ranks"]:
+        ends = [0.0, *(start + seconds for _, start, seconds in of_rank["stages"])]
+        starts = [*(start for _, start, _ in of_rank["stages"]), of_run["seconds"]]
+        assert all(end <= start + 1e-3 for end, start in zip(ends, starts, strict=True))

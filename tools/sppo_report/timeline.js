@@ -25,5 +25,5 @@ function timelineCard(run) {
     element("ul", {class: "legend"}, legend),
     element("ol", {}, rows),
     element("p", {class: "note"}, `${shown}, ${written(seconds, 3)} seconds from left to right, by the machines' own clocks. `,
-      "What is empty is what no stage has: waiting at the end of a row is waiting for other ranks."));
+      "What is empty belongs to none of these stages."));
 }

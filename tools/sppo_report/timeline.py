@@ -54,10 +54,8 @@ def _read(path: Path) -> tuple[int, list[Stage]] | None:
     """The rank and its stages, None if the file holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-        rank, stages = (
-            content["rank"],
-            [(str(name), finite(start), finite(end)) for name, start, end in content["stages"]],
-        )
+        rank = content["rank"]
+        stages = [(str(name), finite(start), finite(end)) for name, start, end in content["stages"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     whole = [(name, a, b) for name, a, b in stages if a is not None and b is not None and a <= b]

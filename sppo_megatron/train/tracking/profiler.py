@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -34,25 +34,27 @@ class Profiler:
         self._stages: list[tuple[str, float, float]] = []
         self._end: Callable[[], None] | None = None
 
-    @contextlib.contextmanager
-    def step(self, number: int) -> Iterator[None]:
+    def step(self, number: int) -> AbstractContextManager[None]:
         """Around the optimizer step of this number. A run that continues behind the first step records the rest."""
-        if self._end is None and self._first <= number <= self._last:
+        return self._recorded_step(number) if self._first <= number <= self._last else nullcontext()
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Around a part of an iteration, which has this name in what is recorded."""
+        return nullcontext() if self._end is None else self._recorded_stage(name)
+
+    @contextmanager
+    def _recorded_step(self, number: int) -> Iterator[None]:
+        if self._end is None:
             self._end = self._begin()
-        with self.stage(f"optimizer step {number}"):
+        with self._recorded_stage(f"optimizer step {number}"):
             yield
         if number == self._last:
             self.close()
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Around a part of an iteration, which has this name in what is recorded."""
-        if self._end is None:
-            yield
-            return
-        nsys = self._config.nsys
+    @contextmanager
+    def _recorded_stage(self, name: str) -> Iterator[None]:
         start = time.time()
-        with torch.cuda.nvtx.range(name) if nsys else torch.profiler.record_function(name):
+        with torch.cuda.nvtx.range(name) if self._config.nsys else torch.profiler.record_function(name):
             try:
                 yield
             finally:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sppo_megatron.batch.sequences import Sequences
 from sppo_megatron.batch.training_batch import TrainingBatch
-from sppo_megatron.config import Config, RolloutConfig, TrainConfig
+from sppo_megatron.config import Config, ProfilerConfig, RolloutConfig, TrainConfig
 from sppo_megatron.data.prompt_stream import PromptStream
 from sppo_megatron.objective.registry import build_objective
 from sppo_megatron.rollout.ahead import GroupsAhead
@@ -25,6 +25,7 @@ from sppo_megatron.train.loop import Trainer
 from sppo_megatron.train.rollout_writer import RolloutWriter
 from sppo_megatron.train.saving import Saving
 from sppo_megatron.train.state import TrainerState
+from sppo_megatron.train.tracking.profiler import Profiler
 from sppo_megatron.types import Group, Prompt, SamplingParams
 from tests.unit.rollout.fakes import CountingEngine
 
@@ -162,6 +163,7 @@ def make_trainer(
         saving=Saving(Checkpoints(folder / "checkpoints", policy), RolloutWriter(folder / "rollouts")),
         tracker=lines,
         display=lines,
+        profiler=Profiler(ProfilerConfig(), folder, rank=0),
         state=TrainerState.read(resume) if resume else TrainerState(),
         resumed_from=resume,
         preemption=StopAt(stop_at),
